@@ -1,0 +1,44 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* Copyright (C) 2026 The nbdchain authors */
+
+/* What chain.c (which layers there are) and request.c (what a request does)
+ * share. */
+#ifndef NC_CHAIN_INTERNAL_H
+#define NC_CHAIN_INTERNAL_H
+
+#include <pthread.h>
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "chain.h"
+#include "claims.h"
+#include "layer.h"
+#include "view.h"
+
+struct nc_chain {
+  struct nc_views views;
+  struct nc_claims claims;
+  uint64_t size;
+  bool writable;
+  unsigned retry;               /* seconds; 0 = for ever */
+
+  pthread_mutex_t stop_lock;    /* held by who stops; guards stopped and
+                                   stop_errno */
+  bool stopped;
+  int stop_errno;
+
+  _Atomic (uint64_t) waits, refused_waits;
+};
+
+struct nc_export {
+  struct nc_chain *chain;
+  struct nc_layer *layer;       /* whose export it is; NULL: the disk's */
+  uint64_t size;
+  uint32_t block_size;
+  bool writable;
+  char uuid[37];
+  unsigned max_waiting;         /* 0 = no limit */
+  _Atomic (unsigned) waiting;   /* requests that wait for a remote */
+};
+
+#endif /* NC_CHAIN_INTERNAL_H */

@@ -1,0 +1,564 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* Copyright (C) 2026 The nbdchain authors */
+
+/* Which layers there are: following the backings from the top image down,
+ * under the operator's policy, and checking each against what the image
+ * above it recorded.  What requests do with them is in request.c. */
+
+#include <config.h>
+
+#include "chain-internal.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <inttypes.h>
+#include <stdatomic.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+
+#include "checked.h"
+#include "dev/dev.h"
+#include "format/format.h"
+#include "image.h"
+#include "map.h"
+#include "ref.h"
+#include "report.h"
+#include "scope.h"
+
+/* Layers while the chain is being put together, top first. */
+struct build {
+  const struct nc_chain_options *opts;
+  struct nc_layer **layers;     /* NC_LAYERS_MAX */
+  size_t n;
+  bool base_used;
+};
+
+/* The device of a remote that is not to be touched: it has a size. */
+
+static void
+offline_close (struct nc_dev *dev)
+{
+  nc_dev_fini (dev);
+  free (dev);
+}
+
+static int
+offline_pread (struct nc_dev *dev, void *buf __attribute__ ((__unused__)),
+               size_t count __attribute__ ((__unused__)),
+               uint64_t offset __attribute__ ((__unused__)))
+{
+  nc_error ("%s: is not read here", dev->name);
+  errno = EIO;
+  return -1;
+}
+
+static int
+offline_extents (struct nc_dev *dev __attribute__ ((__unused__)),
+                 struct nc_extents *extents, uint64_t end,
+                 uint64_t shift __attribute__ ((__unused__)))
+{
+  return nc_extents_append (extents, end - nc_extents_next (extents), 0);
+}
+
+static const struct nc_dev_ops offline_ops = {
+  .close = offline_close,
+  .pread = offline_pread,
+  .extents = offline_extents,
+};
+
+static struct nc_dev *
+open_offline (const char *ref, const struct nc_backing *backing)
+{
+  struct nc_dev *dev = calloc (1, sizeof *dev);
+
+  if (dev == NULL || nc_dev_init (dev, &offline_ops, ref) == -1) {
+    free (dev);
+    return NULL;
+  }
+  dev->size = backing->size;
+  dev->remote = true;
+  return dev;
+}
+
+/* Opening a backing. */
+
+/* The device that REF, found in the image ABOVE or given by the operator,
+ * names.  *path is set to what to call it. */
+static struct nc_dev *
+open_ref (struct build *b, const struct nc_layer *above, const char *ref,
+          bool from_operator, char **path)
+{
+  const struct nc_chain_options *opts = b->opts;
+  enum nc_ref_kind kind;
+  int fd;
+
+  if (nc_ref_kind (ref, &kind) == -1)
+    return NULL;
+  if (kind == NC_REF_FILE && !from_operator) {
+    fd = nc_ref_open_file (ref, above->path, opts->allow,
+                           O_RDONLY | O_CLOEXEC, path);
+    return fd == -1 ? NULL : nc_dev_open_fd (fd, *path, 0);
+  }
+
+  *path = strdup (ref);
+  if (*path == NULL) {
+    nc_error ("%s: %m", ref);
+    return NULL;
+  }
+  if (kind == NC_REF_FILE)
+    return nc_dev_open_file (ref, 0);
+  if (kind == NC_REF_COMMAND && !from_operator) {
+    nc_error ("%s: names a command as its backing, '%s'; a command is never "
+              "taken from an image: give it with base= (\"nbdchain\": "
+              "--base)", above->path, ref);
+    errno = EPERM;
+    return NULL;
+  }
+  if (kind == NC_REF_URI && !from_operator &&
+      nc_ref_check_uri (ref, above->path, opts->allow) == -1)
+    return NULL;
+  if (strcmp (above->backing.format, "raw") != 0) {
+    nc_error ("%s: its backing '%s' is of format %s; over NBD it can only "
+              "be raw", above->path, ref, above->backing.format);
+    errno = EINVAL;
+    return NULL;
+  }
+  if (opts->offline)
+    return open_offline (ref, &above->backing);
+  return nc_dev_open_nbd (ref, opts->retry);
+}
+
+/* Whether LAYER is what ABOVE recorded as its backing. */
+static int
+check_backing (const struct nc_layer *above, const struct nc_layer *layer)
+{
+  const struct nc_backing *b = &above->backing;
+  char want[NC_UUID_TEXT], have[NC_UUID_TEXT];
+
+  if (layer->size < b->size) {
+    nc_error ("%s: has %" PRIu64 " bytes, but '%s' was made when it had %"
+              PRIu64 "; put the whole image back", layer->path, layer->size,
+              above->path, b->size);
+    errno = EINVAL;
+    return -1;
+  }
+  if (!nc_uuid_is_null (&b->uuid) && !nc_uuid_equal (&b->uuid, &layer->uuid)) {
+    nc_uuid_format (&b->uuid, want);
+    nc_uuid_format (&layer->uuid, have);
+    nc_error ("%s: has the UUID %s, but '%s' was made over %s; this is a "
+              "different image under the same name", layer->path, have,
+              above->path, want);
+    errno = EINVAL;
+    return -1;
+  }
+  if (b->identity[0] && layer->dev->identity &&
+      strcmp (b->identity, layer->dev->identity) != 0) {
+    nc_error ("%s: calls itself '%s', but '%s' was made over '%s'; this is "
+              "a different export", layer->path, layer->dev->identity,
+              above->path, b->identity);
+    errno = EINVAL;
+    return -1;
+  }
+  return 0;
+}
+
+static int
+refuse_cycle (const struct build *b, const struct nc_layer *layer)
+{
+  dev_t dev, dev2;
+  ino_t ino, ino2;
+
+  if (nc_dev_file_id (layer->dev, &dev, &ino) == -1)
+    return 0;
+  for (size_t i = 0; i < b->n; ++i)
+    if (nc_dev_file_id (b->layers[i]->dev, &dev2, &ino2) == 0 &&
+        dev == dev2 && ino == ino2) {
+      nc_error ("%s: the chain comes back to this image, which is above it "
+                "already; correct the backing of '%s'", layer->path,
+                b->layers[b->n - 1]->path);
+      errno = ELOOP;
+      return -1;
+    }
+  return 0;
+}
+
+static int
+push (struct build *b, struct nc_layer *layer)
+{
+  if (b->n > 0 && (check_backing (b->layers[b->n - 1], layer) == -1 ||
+                   refuse_cycle (b, layer) == -1)) {
+    nc_layer_close (layer);
+    return -1;
+  }
+  b->layers[b->n++] = layer;
+  return 0;
+}
+
+static int
+open_backing (struct build *b)
+{
+  static const struct nc_layer_options read_only = { .memory_fd = -1 };
+  const struct nc_layer *above = b->layers[b->n - 1];
+  const struct nc_backing *backing = &above->backing;
+  const struct nc_format *format = nc_format_need (backing->format,
+                                                   above->path);
+  const char *ref = backing->ref;
+  bool from_operator = false;
+  NC_FREE char *path = NULL;
+  struct nc_dev *dev;
+  struct nc_layer *layer;
+
+  if (format == NULL)
+    return -1;
+  if (b->n == NC_LAYERS_MAX) {
+    nc_error ("%s: the chain has more than %d layers; commit or stream some "
+              "of them", b->layers[0]->path, NC_LAYERS_MAX);
+    errno = EINVAL;
+    return -1;
+  }
+  /* The lowest layer is the one that has no backing by its format. */
+  if (b->opts->base && (*ref == '\0' || format == &nc_format_raw)) {
+    ref = b->opts->base;
+    from_operator = b->base_used = true;
+  }
+  if (*ref == '\0') {
+    nc_error ("%s: its backing is not named in the image but given each "
+              "time: add base= (\"nbdchain\": --base)", above->path);
+    errno = EINVAL;
+    return -1;
+  }
+  dev = open_ref (b, above, ref, from_operator, &path);
+  if (dev == NULL)
+    return -1;
+  layer = nc_layer_open (format, dev, path, &read_only);
+  return layer ? push (b, layer) : -1;
+}
+
+/* The top image. */
+
+static struct nc_layer *
+open_image (const char *path, const struct nc_format *format,
+            const struct nc_layer_options *layer_opts, unsigned flags)
+{
+  struct nc_dev *dev = nc_dev_open_file (path, flags);
+
+  return dev ? nc_layer_open (format, dev, path, layer_opts) : NULL;
+}
+
+/* If the image at *PATH was retired, replace *PATH by its successor's.
+ * Returns 1 if so, 0 if not, -1 on error. */
+static int
+follow_one (const struct nc_chain_options *opts, char **path)
+{
+  __attribute__ ((__cleanup__ (nc_image_info_free)))
+    struct nc_image_info info, next;
+  char *next_path;
+  int fd;
+
+  memset (&next, 0, sizeof next);
+  if (nc_image_inspect (*path, "fvd", &info) == -1)
+    return -1;
+  if (!info.retired)
+    return 0;
+  fd = nc_ref_open_file (info.successor, *path, opts->allow,
+                         O_RDONLY | O_CLOEXEC, &next_path);
+  if (fd == -1)
+    return -1;
+  close (fd);
+  nc_debug ("%s: was retired, going on with %s", *path, next_path);
+  free (*path);
+  *path = next_path;
+  if (nc_image_inspect (*path, "fvd", &next) == -1)
+    return -1;
+  if (strcmp (next.uuid, info.successor_uuid) != 0) {
+    nc_error ("%s: has the UUID %s, but the image that took over has %s",
+              *path, next.uuid, info.successor_uuid);
+    errno = EINVAL;
+    return -1;
+  }
+  return 1;
+}
+
+static int
+open_top (struct build *b)
+{
+  const struct nc_chain_options *opts = b->opts;
+  const struct nc_layer_options layer_opts = {
+    .writable = !opts->read_only, .memory_fd = opts->memory_fd,
+  };
+  const struct nc_format *format =
+    nc_format_need (opts->format ? opts->format : "fvd", opts->image);
+  NC_FREE char *path = strdup (opts->image);
+  struct nc_layer *layer;
+  int r = 0;
+
+  if (format == NULL || path == NULL)
+    return -1;
+  if (opts->follow && format == &nc_format_fvd)
+    for (int n = 0; (r = follow_one (opts, &path)) == 1; ++n)
+      if (n == NC_LAYERS_MAX) {
+        nc_error ("%s: following the images that took over does not end",
+                  opts->image);
+        errno = ELOOP;
+        return -1;
+      }
+  if (r == -1)
+    return -1;
+  layer = open_image (path, format, &layer_opts,
+                      (layer_opts.writable ? NC_DEV_WRITE : 0) |
+                      (opts->offline ? NC_DEV_UNLOCKED : 0));
+  return layer ? push (b, layer) : -1;
+}
+
+/* Names: the base name of a path, or a reference; made unique. */
+
+static bool
+name_is_taken (const struct build *b, size_t i, const char *name)
+{
+  for (size_t k = 0; k < i; ++k)
+    if (strcmp (b->layers[k]->name, name) == 0)
+      return true;
+  return false;
+}
+
+static int
+name_layers (struct build *b)
+{
+  for (size_t i = 0; i < b->n; ++i) {
+    struct nc_layer *layer = b->layers[i];
+    const char *slash = strrchr (layer->path, '/');
+    const char *base = slash && !layer->dev->remote ? slash + 1 : layer->path;
+    int r = asprintf (&layer->name, "%s", base);
+
+    for (int n = 2; r != -1 && name_is_taken (b, i, layer->name); ++n) {
+      free (layer->name);
+      r = asprintf (&layer->name, "%s.%d", base, n);
+    }
+    if (r == -1) {
+      layer->name = NULL;
+      nc_error ("%s: %m", layer->path);
+      return -1;
+    }
+  }
+  return 0;
+}
+
+static int
+open_layers (struct build *b)
+{
+  if (open_top (b) == -1)
+    return -1;
+  while (b->layers[b->n - 1]->backing.present)
+    if (open_backing (b) == -1)
+      return -1;
+  if (b->opts->base && !b->base_used) {
+    nc_error ("base=%s: '%s' has no backing that this could stand for",
+              b->opts->base, b->layers[b->n - 1]->path);
+    errno = EINVAL;
+    return -1;
+  }
+  return name_layers (b);
+}
+
+struct nc_chain *
+nc_chain_open (const struct nc_chain_options *opts)
+{
+  struct nc_chain *chain = calloc (1, sizeof *chain);
+  struct build b = {
+    .opts = opts, .layers = calloc (NC_LAYERS_MAX, sizeof *b.layers),
+  };
+
+  if (chain == NULL || b.layers == NULL) {
+    nc_error ("%s: %m", opts->image);
+    goto fail;
+  }
+  if (open_layers (&b) == -1)
+    goto fail;
+  chain->size = b.layers[0]->size;
+  chain->writable = !opts->read_only;
+  chain->retry = opts->retry;
+  if (nc_views_init (&chain->views) == -1)
+    goto fail;
+  pthread_mutex_init (&chain->stop_lock, NULL);
+  nc_claims_init (&chain->claims);
+  if (nc_views_publish (&chain->views, b.layers, b.n, chain->writable) == -1)
+    goto fail_layers;
+  return chain;
+
+ fail_layers:
+  nc_claims_fini (&chain->claims);
+  pthread_mutex_destroy (&chain->stop_lock);
+  nc_views_fini (&chain->views);
+ fail:
+  for (size_t i = 0; i < b.n; ++i)
+    nc_layer_close (b.layers[i]);
+  free (b.layers);
+  free (chain);
+  return NULL;
+}
+
+int
+nc_chain_start (struct nc_chain *chain)
+{
+  const struct nc_view *view = chain->views.current;
+
+  for (size_t i = 0; i < view->n; ++i) {
+    struct nc_dev *dev = view->layers[i]->dev;
+
+    if (dev->ops->start && dev->ops->start (dev) == -1)
+      return -1;
+  }
+  return 0;
+}
+
+int
+nc_chain_stop (struct nc_chain *chain)
+{
+  const struct nc_view *view = chain->views.current;
+
+  NC_LOCKED (&chain->stop_lock);
+  if (!chain->stopped) {
+    chain->stopped = true;
+    chain->views.stopping = true;
+    for (size_t i = 0; i < view->n; ++i)
+      if (view->layers[i]->dev->ops->stop)
+        view->layers[i]->dev->ops->stop (view->layers[i]->dev);
+    nc_views_stop (&chain->views);
+    if (chain->writable &&
+        view->layers[0]->format->finish (view->layers[0]) == -1)
+      chain->stop_errno = errno;
+  }
+  errno = chain->stop_errno;
+  return errno ? -1 : 0;
+}
+
+void
+nc_chain_close (struct nc_chain *chain)
+{
+  if (chain == NULL)
+    return;
+  nc_views_fini (&chain->views);
+  nc_claims_fini (&chain->claims);
+  pthread_mutex_destroy (&chain->stop_lock);
+  free (chain);
+}
+
+uint64_t
+nc_chain_size (const struct nc_chain *chain)
+{
+  return chain->size;
+}
+
+bool
+nc_chain_is_writable (const struct nc_chain *chain)
+{
+  return chain->writable;
+}
+
+size_t
+nc_chain_n_layers (struct nc_chain *chain)
+{
+  const struct nc_view *view = chain->views.current;
+
+  return view->n;
+}
+
+const char *
+nc_chain_layer_name (struct nc_chain *chain, size_t i)
+{
+  const struct nc_view *view = chain->views.current;
+
+  return view->layers[i]->name;
+}
+
+int
+nc_chain_layer_info (struct nc_chain *chain, size_t i,
+                     struct nc_image_info *info)
+{
+  const struct nc_view *view = chain->views.current;
+
+  return nc_layer_info (view->layers[i], info);
+}
+
+void
+nc_chain_stats (struct nc_chain *chain, struct nc_chain_stats *stats)
+{
+  const struct nc_view *view = chain->views.current;
+
+  *stats = (struct nc_chain_stats) {
+    .waits = chain->waits,
+    .refused_waits = chain->refused_waits,
+  };
+  for (size_t i = 0; i <= view->n; ++i) {
+    struct nc_map *map = view->map[i];
+
+    stats->map_bytes += map ? nc_map_memory (map) : 0;
+  }
+}
+
+/* Exports. */
+
+struct nc_export *
+nc_export_open (struct nc_chain *chain, const char *name,
+                unsigned max_waiting)
+{
+  const struct nc_view *view = chain->views.current;
+  const struct nc_layer *layer = view->layers[0];
+  struct nc_export *export;
+  bool disk = *name == '\0' || strcmp (name, "disk") == 0;
+
+  for (size_t i = 1; !disk && i < view->n; ++i)
+    if (strcmp (view->layers[i]->name, name) == 0)
+      layer = view->layers[i];
+  if (!disk && layer == view->layers[0]) {
+    nc_error ("export '%s' does not exist; there are \"\" (the disk) and "
+              "the layers below it by name", name);
+    errno = ENOENT;
+    return NULL;
+  }
+
+  export = calloc (1, sizeof *export);
+  if (export == NULL) {
+    nc_error ("export '%s': %m", name);
+    return NULL;
+  }
+  export->chain = chain;
+  export->layer = disk ? NULL : (struct nc_layer *) layer;
+  export->size = layer->size;
+  export->block_size = layer->block_size;
+  export->writable = disk && chain->writable;
+  export->max_waiting = max_waiting;
+  nc_uuid_format (&layer->uuid, export->uuid);
+  return export;
+}
+
+void
+nc_export_close (struct nc_export *export)
+{
+  free (export);
+}
+
+uint64_t
+nc_export_size (const struct nc_export *export)
+{
+  return export->size;
+}
+
+bool
+nc_export_is_writable (const struct nc_export *export)
+{
+  return export->writable;
+}
+
+uint32_t
+nc_export_block_size (const struct nc_export *export)
+{
+  return export->block_size;
+}
+
+const char *
+nc_export_uuid (const struct nc_export *export)
+{
+  return export->uuid;
+}

@@ -1,0 +1,166 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* Copyright (C) 2026 The nbdchain authors */
+
+/* A chain: layers, the active one first, read as one disk.
+ *
+ * Life: nc_chain_open (opens and locks the images, probes remotes; no
+ * thread yet), nc_chain_start (threads and connections; after the last
+ * fork), any number of exports with requests in any number of threads,
+ * nc_chain_stop, nc_chain_close.  docs/concurrency.md has the rules inside.
+ */
+#ifndef NC_CHAIN_H
+#define NC_CHAIN_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "extents.h"
+
+struct nc_allow;
+struct nc_chain;
+struct nc_export;
+struct nc_image_info;
+
+struct nc_chain_options {
+  const char *image;            /* path of the top image */
+  const char *format;           /* its format; NULL = "fvd" */
+  const char *base;             /* reference that the operator gives in
+                                   place of the one in the lowest image;
+                                   NULL: none.  Needed where that image says
+                                   its base is given by the operator. */
+  const struct nc_allow *allow; /* NULL: nothing beyond the directories of
+                                   the images; used only during the call */
+  unsigned retry;               /* seconds that a request waits for a
+                                   remote; 0 = for ever */
+  int memory_fd;                /* memfd that outlives the process, not
+                                   taken over; -1: none */
+  bool read_only;               /* the top image is not written */
+  bool follow;                  /* if the image was retired by a pivot, open
+                                   the one that took over (by the same
+                                   policy) instead of refusing */
+  bool offline;                 /* do not touch remotes: their layers can be
+                                   asked for size and owner only */
+};
+
+#define NC_RETRY_DEFAULT 60
+#define NC_LAYERS_MAX 250
+
+/* Open the chain of which opts->image is the top.  Returns NULL on error,
+ * reported. */
+extern struct nc_chain *nc_chain_open (const struct nc_chain_options *opts)
+  __attribute__ ((__nonnull__ (1)));
+
+/* Start threads and connections.  Returns -1 on error, reported. */
+extern int nc_chain_start (struct nc_chain *chain)
+  __attribute__ ((__nonnull__ (1)));
+
+/* From now on requests fail with ESHUTDOWN and waiters wake up; wait for
+ * requests under way, then make everything durable and mark the active
+ * image clean.  Returns -1 if that failed, reported.  Idempotent. */
+extern int nc_chain_stop (struct nc_chain *chain)
+  __attribute__ ((__nonnull__ (1)));
+
+/* Release everything; does not write (an image that was not stopped stays
+ * marked as in use, and loses nothing that was flushed).  No request may be
+ * under way.  NULL is allowed. */
+extern void nc_chain_close (struct nc_chain *chain);
+
+/* The disk's size in bytes, and whether it can be written. */
+extern uint64_t nc_chain_size (const struct nc_chain *chain)
+  __attribute__ ((__nonnull__ (1)));
+extern bool nc_chain_is_writable (const struct nc_chain *chain)
+  __attribute__ ((__nonnull__ (1)));
+
+/* Layers: 0 is the top.  The name is the base name of its file or the
+ * reference of a remote, made unique within the chain ("base.raw",
+ * "base.raw.2"); it is also the name of its export. */
+extern size_t nc_chain_n_layers (struct nc_chain *chain)
+  __attribute__ ((__nonnull__ (1)));
+extern const char *nc_chain_layer_name (struct nc_chain *chain, size_t i)
+  __attribute__ ((__nonnull__ (1)));
+
+/* Fill in INFO for layer I; release it with nc_image_info_free. */
+extern int nc_chain_layer_info (struct nc_chain *chain, size_t i,
+                                struct nc_image_info *info)
+  __attribute__ ((__nonnull__ (1, 3)));
+
+/* Which layer [offset, offset+count) of the disk comes from.
+ * *layer: index, or -1 where no layer holds anything (zeros).
+ * *run: bytes from OFFSET on that share the answer, at least 1, at most
+ * COUNT.  Returns -1 on error, reported. */
+extern int nc_chain_owner (struct nc_chain *chain, uint64_t offset,
+                           uint64_t count, int *layer, uint64_t *run)
+  __attribute__ ((__nonnull__ (1, 4, 5)));
+
+/* Counters since nc_chain_open; see nc_chain_stats. */
+struct nc_chain_stats {
+  uint64_t waits;               /* requests that waited for a remote */
+  uint64_t refused_waits;       /* failed at once: too many were waiting */
+  uint64_t map_bytes;           /* memory of the merged view */
+};
+extern void nc_chain_stats (struct nc_chain *chain,
+                            struct nc_chain_stats *stats)
+  __attribute__ ((__nonnull__ (1, 2)));
+
+/* An export: the disk ("" or "disk"), or the layer called NAME with all
+ * below it, read-only, as the disk was then.  One a client connection.
+ * max_waiting: how many of its requests may wait for a remote at a time;
+ * more fail at once (0 = no limit).
+ * Returns NULL with errno ENOENT if there is no such export, reported. */
+extern struct nc_export *nc_export_open (struct nc_chain *chain,
+                                         const char *name,
+                                         unsigned max_waiting)
+  __attribute__ ((__nonnull__ (1, 2)));
+extern void nc_export_close (struct nc_export *export);
+
+extern uint64_t nc_export_size (const struct nc_export *export)
+  __attribute__ ((__nonnull__ (1)));
+extern bool nc_export_is_writable (const struct nc_export *export)
+  __attribute__ ((__nonnull__ (1)));
+/* The size of the blocks that are written without reading first. */
+extern uint32_t nc_export_block_size (const struct nc_export *export)
+  __attribute__ ((__nonnull__ (1)));
+
+/* Requests.  The range lies inside the export: the caller has checked.
+ * Each returns 0; or -1 with errno for the client (EIO, ENOSPC, EROFS,
+ * ESHUTDOWN, ENOTSUP for a fast zero that would be slow), reported once.
+ * They block; call them from any thread, holding no mutex. */
+extern int nc_export_pread (struct nc_export *export, void *buf,
+                            size_t count, uint64_t offset)
+  __attribute__ ((__nonnull__ (1, 2)));
+
+enum {
+  NC_REQ_FUA = 1,               /* durable when it returns */
+  NC_REQ_MAY_TRIM = 2,          /* zero: may give the storage back */
+  NC_REQ_FAST = 4,              /* zero: only if it is faster than writing */
+};
+extern int nc_export_pwrite (struct nc_export *export, const void *buf,
+                             size_t count, uint64_t offset, unsigned flags)
+  __attribute__ ((__nonnull__ (1, 2)));
+extern int nc_export_zero (struct nc_export *export, uint64_t offset,
+                           uint64_t count, unsigned flags)
+  __attribute__ ((__nonnull__ (1)));
+extern int nc_export_trim (struct nc_export *export, uint64_t offset,
+                           uint64_t count, unsigned flags)
+  __attribute__ ((__nonnull__ (1)));
+extern int nc_export_flush (struct nc_export *export)
+  __attribute__ ((__nonnull__ (1)));
+
+/* Bring the range into the active layer, where it is not there yet. */
+extern int nc_export_populate (struct nc_export *export, uint64_t offset,
+                               uint64_t count)
+  __attribute__ ((__nonnull__ (1)));
+
+/* Fill EXTENTS (initialized to the range asked for) completely, or with its
+ * first extent if ONE. */
+extern int nc_export_extents (struct nc_export *export,
+                              struct nc_extents *extents, bool one)
+  __attribute__ ((__nonnull__ (1, 2)));
+
+/* The UUID of the export's top layer as text; "" if it has none.  A client
+ * that reconnects can tell by it that this is the same disk. */
+extern const char *nc_export_uuid (const struct nc_export *export)
+  __attribute__ ((__nonnull__ (1)));
+
+#endif /* NC_CHAIN_H */

@@ -1,0 +1,134 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* Copyright (C) 2026 The nbdchain authors */
+
+/* A device: where bytes are.  A file, a block device, or the export of an
+ * NBD server.  A device knows no formats and no layers.
+ *
+ * All calls may be made from many threads at once; all of them block on
+ * I/O, so hold no mutex.  Offsets and counts are bytes of any alignment.
+ * Short transfers and EINTR are handled inside.  Errors are reported once,
+ * by the device, with its name and the offset.
+ */
+#ifndef NC_DEV_H
+#define NC_DEV_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <sys/types.h>
+#include <sys/uio.h>
+#include <time.h>
+
+#include "extents.h"
+
+struct nc_dev;
+
+enum {
+  NC_ZERO_MAY_TRIM = 1,         /* the storage behind it may be given back */
+  NC_ZERO_FAST = 2,             /* fail with ENOTSUP rather than write */
+};
+
+struct nc_dev_ops {
+  /* Release everything.  Never NULL. */
+  void (*close) (struct nc_dev *dev);
+
+  /* Read; what lies past the end reads as zeros.
+   * A remote that cannot be reached now: -1 with errno ENOTCONN, not
+   * reported for each request; see .wait.  Never NULL. */
+  int (*pread) (struct nc_dev *dev, void *buf, size_t count,
+                uint64_t offset);
+
+  /* Write.  NULL on a device that cannot be written.  pwritev changes IOV
+   * as it goes. */
+  int (*pwrite) (struct nc_dev *dev, const void *buf, size_t count,
+                 uint64_t offset);
+  int (*pwritev) (struct nc_dev *dev, struct iovec *iov, int niov,
+                  uint64_t offset);
+
+  /* Write, durable when it returns; says nothing of other writes. */
+  int (*pwrite_durable) (struct nc_dev *dev, const void *buf, size_t count,
+                         uint64_t offset);
+
+  /* Everything written by calls that have returned is durable. */
+  int (*sync) (struct nc_dev *dev);
+
+  /* Make the range read as zeros.  flags: NC_ZERO_*. */
+  int (*zero) (struct nc_dev *dev, uint64_t offset, uint64_t count,
+               unsigned flags);
+
+  /* Append to EXTENTS the state of its range from nc_extents_next on, up
+   * to END at most and at least one byte; END > nc_extents_next.  Offsets
+   * of the device are those of EXTENTS plus SHIFT.
+   * ENOTCONN as for pread. */
+  int (*extents) (struct nc_dev *dev, struct nc_extents *extents,
+                  uint64_t end, uint64_t shift);
+
+  /* Start threads and connections; called once, after the last fork and
+   * before any other request of a remote.  NULL: nothing to start. */
+  int (*start) (struct nc_dev *dev);
+
+  /* Wake everybody in .wait and let later requests that would wait fail
+   * with ESHUTDOWN.  NULL: nothing ever waits. */
+  void (*stop) (struct nc_dev *dev);
+
+  /* Wait until the device can be reached, or DEADLINE (CLOCK_MONOTONIC;
+   * NULL = for ever).  Returns 0; or -1 with errno ETIMEDOUT or ESHUTDOWN,
+   * or another errno when waiting is pointless; not reported.
+   * NULL: it can always be reached. */
+  int (*wait) (struct nc_dev *dev, const struct timespec *deadline);
+};
+
+struct nc_dev {
+  const struct nc_dev_ops *ops;
+  char *name;                   /* for messages: a path or URI */
+  uint64_t size;                /* bytes, fixed while the device is open
+                                   (a file that is written may grow) */
+  bool writable;
+  bool remote;                  /* may be unreachable for a while */
+  char *identity;               /* what a remote says of itself, so that
+                                   another one in its place is noticed;
+                                   NULL if it says nothing */
+};
+
+enum {
+  NC_DEV_WRITE = 1,             /* open for reading and writing */
+  NC_DEV_UNLOCKED = 2,          /* take no lock (inspection only) */
+};
+
+/* Open the file or block device FD (taken over, also on failure) under the
+ * name NAME (copied).  Refuses what is neither.  Takes the locks that QEMU
+ * takes too, so that no image is written by two or changed under a reader.
+ * flags: NC_DEV_*.  Returns NULL on error, reported. */
+extern struct nc_dev *nc_dev_open_fd (int fd, const char *name,
+                                      unsigned flags)
+  __attribute__ ((__nonnull__ (2)));
+
+/* The same for a path given by the operator. */
+extern struct nc_dev *nc_dev_open_file (const char *path, unsigned flags)
+  __attribute__ ((__nonnull__ (1)));
+
+/* The inode behind a device made by the calls above, to notice cycles. */
+extern int nc_dev_file_id (const struct nc_dev *dev, dev_t *st_dev,
+                           ino_t *st_ino)
+  __attribute__ ((__nonnull__ (1, 2, 3)));
+
+/* Open the export REF (an NBD URI, or "[ command args ]"), read-only.
+ * Connects, learns size and identity, and disconnects again; ops->start
+ * connects for good, checks that it is the same export (same size, same
+ * identity where the server gives one) and so does every reconnect.
+ * retry: how long requests may stall, in seconds; 0 = no limit.
+ * Returns NULL on error, reported. */
+extern struct nc_dev *nc_dev_open_nbd (const char *ref, unsigned retry)
+  __attribute__ ((__nonnull__ (1)));
+
+/* For implementations: set up the common part.  Returns -1, reported. */
+extern int nc_dev_init (struct nc_dev *dev, const struct nc_dev_ops *ops,
+                        const char *name)
+  __attribute__ ((__nonnull__ (1, 2, 3)));
+extern void nc_dev_fini (struct nc_dev *dev)
+  __attribute__ ((__nonnull__ (1)));
+
+/* Close DEV; NULL is allowed. */
+extern void nc_dev_close (struct nc_dev *dev);
+
+#endif /* NC_DEV_H */

@@ -1,0 +1,410 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* Copyright (C) 2026 The nbdchain authors */
+
+/* Files and block devices, through the page cache.
+ *
+ * Locks are open file description locks on the bytes that QEMU's raw driver
+ * uses, so that both respect each other: byte 100+P says "I use permission
+ * P", byte 200+P "I do not share permission P".  Both are taken as read
+ * locks; a conflict is found by asking whether somebody holds the opposite
+ * byte.  Taking first and asking later means that of two who come at once
+ * both may fail, but never both succeed.  The kernel releases them when the
+ * last copy of the file descriptor is gone, so a crash leaves none.
+ */
+
+#include <config.h>
+
+#include "dev/dev.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <inttypes.h>
+#include <limits.h>
+#include <linux/falloc.h>
+#include <linux/fs.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/stat.h>
+#include <sys/uio.h>
+#include <unistd.h>
+
+#include "checked.h"
+#include "report.h"
+#include "scope.h"
+
+struct file {
+  struct nc_dev dev;
+  int fd;
+  bool block_device;
+  dev_t st_dev;
+  ino_t st_ino;
+};
+
+static inline struct file *
+file_of (const struct nc_dev *dev)
+{
+  return (struct file *) dev;
+}
+
+static void
+file_close (struct nc_dev *dev)
+{
+  struct file *f = file_of (dev);
+
+  if (f->fd >= 0)
+    close (f->fd);
+  nc_dev_fini (dev);
+  free (f);
+}
+
+static int
+file_pread (struct nc_dev *dev, void *buf, size_t count, uint64_t offset)
+{
+  const int fd = file_of (dev)->fd;
+  char *p = buf;
+
+  while (count > 0) {
+    ssize_t r = pread (fd, p, count, offset);
+
+    if (r == -1) {
+      if (errno == EINTR)
+        continue;
+      nc_error ("%s: read of %zu bytes at %" PRIu64 ": %m",
+                dev->name, count, offset);
+      return -1;
+    }
+    if (r == 0) {               /* past the end */
+      memset (p, 0, count);
+      return 0;
+    }
+    p += r;
+    count -= r;
+    offset += r;
+  }
+  return 0;
+}
+
+/* Step IOV over the first N bytes. */
+static void
+iov_advance (struct iovec **iov, int *niov, size_t n)
+{
+  while (*niov > 0 && n >= (*iov)->iov_len) {
+    n -= (*iov)->iov_len;
+    ++*iov;
+    --*niov;
+  }
+  if (*niov > 0) {
+    (*iov)->iov_base = (char *) (*iov)->iov_base + n;
+    (*iov)->iov_len -= n;
+  }
+}
+
+static int
+write_all (struct nc_dev *dev, struct iovec *iov, int niov, uint64_t offset,
+           int flags)
+{
+  const int fd = file_of (dev)->fd;
+
+  iov_advance (&iov, &niov, 0);         /* drops empty leading parts */
+  while (niov > 0) {
+    ssize_t r;
+
+    if (niov == 1 && flags == 0)
+      r = pwrite (fd, iov->iov_base, iov->iov_len, offset);
+    else
+      r = pwritev2 (fd, iov, niov, offset, flags);
+    if (r == -1 && errno == EINTR)
+      continue;
+    if (r <= 0) {
+      if (r == 0)
+        errno = EIO;
+      if (flags && errno == EOPNOTSUPP)
+        return -1;
+      nc_error ("%s: write at %" PRIu64 ": %m", dev->name, offset);
+      return -1;
+    }
+    offset += r;
+    iov_advance (&iov, &niov, r);
+  }
+  return 0;
+}
+
+static int
+file_pwritev (struct nc_dev *dev, struct iovec *iov, int niov,
+              uint64_t offset)
+{
+  return write_all (dev, iov, niov, offset, 0);
+}
+
+static int
+file_pwrite (struct nc_dev *dev, const void *buf, size_t count,
+             uint64_t offset)
+{
+  struct iovec iov = { .iov_base = (void *) buf, .iov_len = count };
+
+  return write_all (dev, &iov, 1, offset, 0);
+}
+
+static int
+file_sync (struct nc_dev *dev)
+{
+  if (fdatasync (file_of (dev)->fd) == -1) {
+    nc_error ("%s: fdatasync: %m", dev->name);
+    return -1;
+  }
+  return 0;
+}
+
+static int
+file_pwrite_durable (struct nc_dev *dev, const void *buf, size_t count,
+                     uint64_t offset)
+{
+  struct iovec iov = { .iov_base = (void *) buf, .iov_len = count };
+
+  if (write_all (dev, &iov, 1, offset, RWF_DSYNC) == 0)
+    return 0;
+  if (errno != EOPNOTSUPP)
+    return -1;
+  if (file_pwrite (dev, buf, count, offset) == -1)
+    return -1;
+  return file_sync (dev);
+}
+
+/* Without fallocate: write zeros. */
+static int
+write_zeros (struct nc_dev *dev, uint64_t offset, uint64_t count)
+{
+  static const char zeros[64 * 1024];
+
+  while (count > 0) {
+    size_t n = nc_min64 (count, sizeof zeros);
+
+    if (file_pwrite (dev, zeros, n, offset) == -1)
+      return -1;
+    offset += n;
+    count -= n;
+  }
+  return 0;
+}
+
+static bool
+is_unsupported (int err)
+{
+  return err == EOPNOTSUPP || err == ENOSYS || err == ENODEV ||
+    err == EINVAL;
+}
+
+static int
+file_zero (struct nc_dev *dev, uint64_t offset, uint64_t count,
+           unsigned flags)
+{
+  static const int punch = FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE;
+  static const int zero = FALLOC_FL_ZERO_RANGE | FALLOC_FL_KEEP_SIZE;
+  const int modes[] = { flags & NC_ZERO_MAY_TRIM ? punch : zero, zero };
+
+  for (size_t i = 0; i < sizeof modes / sizeof modes[0]; ++i) {
+    int r;
+
+    do
+      r = fallocate (file_of (dev)->fd, modes[i], offset, count);
+    while (r == -1 && errno == EINTR);
+    if (r == 0)
+      return 0;
+    if (!is_unsupported (errno)) {
+      nc_error ("%s: zeroing %" PRIu64 " bytes at %" PRIu64 ": %m",
+                dev->name, count, offset);
+      return -1;
+    }
+  }
+  if (flags & NC_ZERO_FAST) {
+    errno = ENOTSUP;
+    return -1;
+  }
+  return write_zeros (dev, offset, count);
+}
+
+static int
+file_extents (struct nc_dev *dev, struct nc_extents *extents, uint64_t end,
+              uint64_t shift)
+{
+  const int fd = file_of (dev)->fd;
+  const unsigned hole = NC_EXTENT_HOLE | NC_EXTENT_ZERO;
+
+  while (nc_extents_next (extents) < end) {
+    uint64_t at = nc_extents_next (extents);
+    off_t data = lseek (fd, at + shift, SEEK_DATA);
+    off_t next;
+
+    if (data == -1 && errno == ENXIO)   /* a hole up to the end */
+      return nc_extents_append (extents, end - at, hole);
+    if (data == -1)                     /* the system cannot tell */
+      return nc_extents_append (extents, end - at, 0);
+    if ((uint64_t) data - shift > at) {
+      if (nc_extents_append (extents,
+                             nc_min64 (data - shift, end) - at, hole) == -1)
+        return -1;
+      continue;
+    }
+    next = lseek (fd, data, SEEK_HOLE);
+    if (next == -1 || (uint64_t) next - shift <= at)
+      return nc_extents_append (extents, end - at, 0);
+    if (nc_extents_append (extents, nc_min64 (next - shift, end) - at,
+                           0) == -1)
+      return -1;
+  }
+  return 0;
+}
+
+static const struct nc_dev_ops file_ops = {
+  .close = file_close,
+  .pread = file_pread,
+  .pwrite = file_pwrite,
+  .pwritev = file_pwritev,
+  .pwrite_durable = file_pwrite_durable,
+  .sync = file_sync,
+  .zero = file_zero,
+  .extents = file_extents,
+};
+
+/* Permissions, numbered as QEMU does. */
+enum { PERM_READ = 0, PERM_WRITE = 1, PERM_RESIZE = 3 };
+#define PERM(p) (1u << (p))
+enum { LOCK_USED = 100, LOCK_UNSHARED = 200 };
+
+/* One byte.  cmd: F_OFD_SETLK (take it) or F_OFD_GETLK (is it held by
+ * somebody else?).  Returns 0, 1 (conflict), or -1. */
+static int
+lock_byte (int fd, int cmd, off_t byte)
+{
+  struct flock fl = {
+    .l_type = cmd == F_OFD_GETLK ? F_WRLCK : F_RDLCK,
+    .l_whence = SEEK_SET,
+    .l_start = byte,
+    .l_len = 1,
+  };
+
+  if (fcntl (fd, cmd, &fl) == -1)
+    return errno == EAGAIN || errno == EACCES ? 1 : -1;
+  return cmd == F_OFD_GETLK && fl.l_type != F_UNLCK;
+}
+
+/* Apply CMD to the bytes of the permissions PERMS behind BASE. */
+static int
+lock_bytes (int fd, int cmd, off_t base, unsigned perms)
+{
+  for (unsigned p = 0; perms >> p; ++p) {
+    int r = perms & PERM (p) ? lock_byte (fd, cmd, base + p) : 0;
+
+    if (r != 0)
+      return r;
+  }
+  return 0;
+}
+
+static int
+take_locks (struct file *f)
+{
+  const unsigned unshared = PERM (PERM_WRITE) | PERM (PERM_RESIZE);
+  const unsigned used = PERM (PERM_READ) | (f->dev.writable ? unshared : 0);
+  int r;
+
+  r = lock_bytes (f->fd, F_OFD_SETLK, LOCK_USED, used);
+  if (r == 0)
+    r = lock_bytes (f->fd, F_OFD_SETLK, LOCK_UNSHARED, unshared);
+  if (r == 0)
+    r = lock_bytes (f->fd, F_OFD_GETLK, LOCK_UNSHARED, used);
+  if (r == 0)
+    r = lock_bytes (f->fd, F_OFD_GETLK, LOCK_USED, unshared);
+  if (r == -1) {
+    nc_debug ("%s: no locks here: %m", f->dev.name);
+    return 0;
+  }
+  if (r == 1) {
+    nc_error ("%s: in use by another process%s; stop that first",
+              f->dev.name,
+              f->dev.writable ? "" : ", which writes to it");
+    errno = EBUSY;
+    return -1;
+  }
+  return 0;
+}
+
+/* Find out what FD is and how large. */
+static int
+examine (struct file *f)
+{
+  struct stat st;
+  uint64_t bytes;
+
+  if (fstat (f->fd, &st) == -1) {
+    nc_error ("%s: %m", f->dev.name);
+    return -1;
+  }
+  f->st_dev = st.st_dev;
+  f->st_ino = st.st_ino;
+  if (S_ISREG (st.st_mode)) {
+    f->dev.size = st.st_size;
+    return 0;
+  }
+  if (S_ISBLK (st.st_mode)) {
+    f->block_device = true;
+    f->st_dev = 0;
+    f->st_ino = st.st_rdev;
+    if (ioctl (f->fd, BLKGETSIZE64, &bytes) == -1) {
+      nc_error ("%s: size of the block device: %m", f->dev.name);
+      return -1;
+    }
+    f->dev.size = bytes;
+    return 0;
+  }
+  nc_error ("%s: neither a file nor a block device", f->dev.name);
+  errno = EINVAL;
+  return -1;
+}
+
+struct nc_dev *
+nc_dev_open_fd (int fd, const char *name, unsigned flags)
+{
+  struct file *f = calloc (1, sizeof *f);
+
+  if (f == NULL) {
+    nc_error ("%s: %m", name);
+    close (fd);
+    return NULL;
+  }
+  f->fd = fd;
+  f->dev.writable = flags & NC_DEV_WRITE;
+  if (nc_dev_init (&f->dev, &file_ops, name) == -1 || examine (f) == -1)
+    goto fail;
+  if (!(flags & NC_DEV_UNLOCKED) && take_locks (f) == -1)
+    goto fail;
+  return &f->dev;
+
+ fail:
+  file_close (&f->dev);
+  return NULL;
+}
+
+struct nc_dev *
+nc_dev_open_file (const char *path, unsigned flags)
+{
+  int mode = flags & NC_DEV_WRITE ? O_RDWR : O_RDONLY;
+  int fd = open (path, mode | O_CLOEXEC | O_NONBLOCK | O_NOCTTY);
+
+  if (fd == -1) {
+    nc_error ("%s: %m", path);
+    return NULL;
+  }
+  return nc_dev_open_fd (fd, path, flags);
+}
+
+int
+nc_dev_file_id (const struct nc_dev *dev, dev_t *st_dev, ino_t *st_ino)
+{
+  if (dev->ops != &file_ops)
+    return -1;
+  *st_dev = file_of (dev)->st_dev;
+  *st_ino = file_of (dev)->st_ino;
+  return 0;
+}

@@ -1,0 +1,141 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* Copyright (C) 2026 The nbdchain authors */
+
+/* Checking an fvd image against its specification, structure by structure,
+ * without writing.  Unlike opening, it goes on after the first error. */
+
+#include <config.h>
+
+#include "format/fvd.h"
+
+#include <errno.h>
+#include <inttypes.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "checked.h"
+#include "dev/dev.h"
+#include "report.h"
+#include "scope.h"
+
+struct check {
+  nc_check_finding finding;
+  void *opaque;
+  struct nc_check_result *result;
+};
+
+static void __attribute__ ((__format__ (printf, 3, 4)))
+find (struct check *c, bool error, const char *fmt, ...)
+{
+  char text[256];
+  va_list args;
+
+  va_start (args, fmt);
+  vsnprintf (text, sizeof text, fmt, args);
+  va_end (args);
+  if (error)
+    c->result->errors++;
+  else
+    c->result->warnings++;
+  if (c->finding)
+    c->finding (c->opaque, error, text);
+}
+
+/* One page of the bitmap. */
+static int
+check_page (struct check *c, struct fvd *f, uint64_t page)
+{
+  uint8_t sector[FVD_SECTOR];
+  const unsigned nblocks = nc_bitmap_page_blocks (f->bm, page);
+  const uint64_t at = page * NC_PAGE_BLOCKS << f->h.block_bits;
+
+  if (fvd_summary_get (f, page) != FVD_MIXED)
+    return 0;
+  if (f->dev->ops->pread (f->dev, sector, sizeof sector,
+                          f->h.bitmap.offset + page * FVD_SECTOR) == -1)
+    return -1;
+  if (!fvd_sector_is_valid (&f->h.uuid, FVD_BITMAP, page, sector)) {
+    find (c, true, "bitmap page %" PRIu64 " has a wrong checksum: what this "
+          "image holds of the disk from %" PRIu64 " on is not known", page,
+          at);
+    return 0;
+  }
+  for (unsigned b = nblocks; b < NC_PAGE_BLOCKS; ++b)
+    if (sector[b / 8] >> (b % 8) & 1) {
+      find (c, true, "bitmap page %" PRIu64 " has bits behind the last "
+            "block", page);
+      break;
+    }
+  return 0;
+}
+
+static void
+count_record (void *opaque, uint64_t record __attribute__ ((__unused__)))
+{
+  ++*(uint64_t *) opaque;
+}
+
+static int
+check_contents (struct check *c, struct fvd *f)
+{
+  uint64_t blocks;
+
+  for (uint64_t page = 0; page < f->bm->npages; ++page)
+    if (check_page (c, f, page) == -1)
+      return -1;
+  c->result->blocks_checked = f->bm->nblocks;
+  if (c->result->errors)
+    return 0;
+
+  if (!(f->h.flags & FVD_CLEAN)) {
+    if (fvd_journal_replay (f, count_record,
+                            &c->result->journal_records) == -1) {
+      find (c, true, "a record of the journal is damaged");
+      return 0;
+    }
+    find (c, false, "in use, or not closed in order: %" PRIu64
+          " records of the journal are read at the next open",
+          c->result->journal_records);
+  }
+  if (fvd_bits_count (f, &blocks) == -1)
+    return -1;
+  c->result->allocated = nc_min64 (blocks << f->h.block_bits, f->h.size);
+  return 0;
+}
+
+int
+nc_fvd_check (struct nc_dev *dev, nc_check_finding finding, void *opaque,
+              struct nc_check_result *result)
+{
+  struct check c = {
+    .finding = finding, .opaque = opaque, .result = result
+  };
+  struct fvd f = { .dev = dev, .load_lock = PTHREAD_MUTEX_INITIALIZER };
+  unsigned copies;
+  int r = 0;
+
+  memset (result, 0, sizeof *result);
+  f.bm = &f.keep.bitmap;
+  if (fvd_header_copies (dev, &copies) == -1)
+    return -1;
+  if (copies == 0 || fvd_header_read (dev, &f.h) == -1) {
+    find (&c, true, "the header cannot be used");
+    return 0;
+  }
+  if (copies == 1)
+    find (&c, false, "one of the two header copies is damaged; the next "
+          "write of the header replaces it");
+  f.journal.nsectors = f.h.journal.size / FVD_SECTOR;
+  if (nc_keep_open (&f.keep, -1, dev->name, &f.h.uuid,
+                    fvd_nblocks (&f.h)) == -1)
+    return -1;
+  if (fvd_summary_read (&f) == -1)
+    find (&c, true, "the summary of the bitmap cannot be used");
+  else
+    r = check_contents (&c, &f);
+  free (f.summary);
+  nc_keep_close (&f.keep);
+  return r;
+}

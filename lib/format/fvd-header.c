@@ -1,0 +1,389 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* Copyright (C) 2026 The nbdchain authors */
+
+/* The header of an fvd image: bytes to a struct and back, every field
+ * checked before anybody uses it.  Two copies, the newest valid one counts,
+ * and only the older one is ever written over. */
+
+#include <config.h>
+
+#include "format/fvd.h"
+
+#include <errno.h>
+#include <inttypes.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <string.h>
+#include <xxhash.h>
+
+#include "bytes.h"
+#include "checked.h"
+#include "dev/dev.h"
+#include "report.h"
+
+static const uint8_t magic[8] = "NBDCFVD\n";
+
+/* Offsets of the fields; see the specification. */
+enum {
+  H_MAGIC = 0, H_VERSION = 8, H_LENGTH = 12, H_SEQ = 16, H_UUID = 24,
+  H_FEATURES = 40, H_SIZE = 64, H_BLOCK_BITS = 72, H_FLAGS = 76,
+  H_LIFE = 80, H_SUMMARY = 88, H_BITMAP = 104, H_JOURNAL = 120,
+  H_JOURNAL_TAIL = 136, H_DATA_OFFSET = 144, H_TABLE = 152,
+  H_PROFILE = 168, H_BACKING_SIZE = 184, H_BACKING_UUID = 192,
+  H_SUCCESSOR_UUID = 208, H_RESERVED = 224, H_STRINGS = 1024,
+  H_CHECKSUM = FVD_HEADER_SIZE - 8,
+};
+
+static uint64_t
+header_checksum (const uint8_t *copy)
+{
+  return XXH3_64bits (copy, H_CHECKSUM);
+}
+
+/* Whether COPY is a header that was written whole. */
+static bool
+is_valid (const uint8_t *copy, unsigned index)
+{
+  return memcmp (copy, magic, sizeof magic) == 0 &&
+    nc_get_le32 (copy + H_LENGTH) == FVD_HEADER_SIZE &&
+    nc_get_le64 (copy + H_CHECKSUM) == header_checksum (copy) &&
+    nc_get_le64 (copy + H_SEQ) % 2 == index;
+}
+
+static bool
+is_zero (const uint8_t *p, size_t n)
+{
+  return n == 0 || (*p == 0 && memcmp (p, p + 1, n - 1) == 0);
+}
+
+static void
+get_area (const uint8_t *p, struct fvd_area *area)
+{
+  area->offset = nc_get_le64 (p);
+  area->size = nc_get_le64 (p + 8);
+}
+
+static void
+put_area (uint8_t *p, const struct fvd_area *area)
+{
+  nc_put_le64 (p, area->offset);
+  nc_put_le64 (p + 8, area->size);
+}
+
+/* Report what is wrong with the image. */
+static int
+corrupt (const struct nc_dev *dev, const char *fmt, ...)
+{
+  char text[256];
+  va_list args;
+
+  va_start (args, fmt);
+  vsnprintf (text, sizeof text, fmt, args);
+  va_end (args);
+  nc_error ("%s: damaged fvd header: %s", dev->name, text);
+  errno = EIO;
+  return -1;
+}
+
+static int
+get_strings (const struct nc_dev *dev, const uint8_t *copy,
+             struct fvd_header *h)
+{
+  size_t at = H_STRINGS;
+
+  for (unsigned i = 0; i < FVD_N_STRINGS; ++i) {
+    uint16_t len = nc_get_le16 (copy + at);
+
+    at += 2;
+    if (len > NC_REF_MAX || len > H_CHECKSUM - at ||
+        (i + 1 < FVD_N_STRINGS && at + len + 2 > H_CHECKSUM))
+      return corrupt (dev, "string %u has the length %u", i + 1, len);
+    if (memchr (copy + at, 0, len))
+      return corrupt (dev, "string %u holds a zero byte", i + 1);
+    memcpy (h->string[i], copy + at, len);
+    h->string[i][len] = '\0';
+    at += len;
+  }
+  if (!is_zero (copy + at, H_CHECKSUM - at))
+    return corrupt (dev, "something follows the strings");
+  return 0;
+}
+
+static void
+parse (const uint8_t *copy, struct fvd_header *h)
+{
+  memset (h, 0, sizeof *h);
+  h->seq = nc_get_le64 (copy + H_SEQ);
+  memcpy (&h->uuid, copy + H_UUID, sizeof h->uuid);
+  for (unsigned i = 0; i < 3; ++i)
+    h->features[i] = nc_get_le64 (copy + H_FEATURES + 8 * i);
+  h->size = nc_get_le64 (copy + H_SIZE);
+  h->block_bits = nc_get_le32 (copy + H_BLOCK_BITS);
+  h->flags = nc_get_le32 (copy + H_FLAGS);
+  h->life = nc_get_le64 (copy + H_LIFE);
+  get_area (copy + H_SUMMARY, &h->summary);
+  get_area (copy + H_BITMAP, &h->bitmap);
+  get_area (copy + H_JOURNAL, &h->journal);
+  h->journal_tail = nc_get_le64 (copy + H_JOURNAL_TAIL);
+  h->data_offset = nc_get_le64 (copy + H_DATA_OFFSET);
+  h->backing_size = nc_get_le64 (copy + H_BACKING_SIZE);
+  memcpy (&h->backing_uuid, copy + H_BACKING_UUID, sizeof h->backing_uuid);
+  memcpy (&h->successor_uuid, copy + H_SUCCESSOR_UUID,
+          sizeof h->successor_uuid);
+}
+
+static uint64_t
+summary_sectors (uint64_t npages)
+{
+  return nc_div_up (npages, FVD_SUMMARY_PAGES);
+}
+
+/* Each area behind the one before, aligned, and as large as it must be. */
+static int
+check_areas (const struct nc_dev *dev, const struct fvd_header *h)
+{
+  const uint64_t npages = nc_bitmap_npages (fvd_nblocks (h));
+  const struct {
+    const char *name;
+    struct fvd_area area;
+    uint64_t min;
+  } areas[] = {
+    { "summary", h->summary, summary_sectors (npages) * FVD_SECTOR },
+    { "bitmap", h->bitmap, npages * FVD_SECTOR },
+    { "journal", h->journal, FVD_JOURNAL_MIN },
+    { "data", { h->data_offset, h->size }, 0 },
+  };
+  uint64_t end = 2 * FVD_HEADER_SIZE;
+
+  for (unsigned i = 0; i < sizeof areas / sizeof areas[0]; ++i) {
+    const struct fvd_area *a = &areas[i].area;
+
+    if (a->offset < end || a->offset % FVD_AREA_ALIGN != 0 ||
+        a->size < areas[i].min || !nc_range_within (a->offset, a->size,
+                                                    NC_OFFSET_MAX))
+      return corrupt (dev, "%s area of %" PRIu64 " bytes at %" PRIu64,
+                      areas[i].name, a->size, a->offset);
+    end = a->offset + a->size;
+  }
+  if (h->data_offset % (UINT64_C (1) << h->block_bits) != 0)
+    return corrupt (dev, "data at %" PRIu64 " is not at a block",
+                    h->data_offset);
+  if (end > dev->size) {
+    nc_error ("%s: the file has %" PRIu64 " bytes, but its header needs %"
+              PRIu64 "; it was cut off, perhaps by a copy that failed",
+              dev->name, dev->size, end);
+    errno = EIO;
+    return -1;
+  }
+  return 0;
+}
+
+static int
+check (const struct nc_dev *dev, const struct fvd_header *h)
+{
+  const uint32_t known = FVD_CLEAN | FVD_HAS_BACKING | FVD_RETIRED;
+
+  if (h->features[2] != 0 || (h->features[1] != 0 && dev->writable)) {
+    nc_error ("%s: uses features (%#" PRIx64 ", %#" PRIx64 ") of a newer "
+              "version of the format%s", dev->name, h->features[1],
+              h->features[2],
+              h->features[2] ? "" : "; it can be opened read-only");
+    errno = ENOTSUP;
+    return -1;
+  }
+  if (nc_uuid_is_null (&h->uuid))
+    return corrupt (dev, "the UUID is 0");
+  if (h->flags & ~known)
+    return corrupt (dev, "flags %#" PRIx32, h->flags);
+  if (h->block_bits < FVD_BLOCK_BITS_MIN ||
+      h->block_bits > FVD_BLOCK_BITS_MAX)
+    return corrupt (dev, "block size of 2^%u bytes", h->block_bits);
+  if (h->size > FVD_SIZE_MAX)
+    return corrupt (dev, "disk size %" PRIu64, h->size);
+  if (h->journal.size % FVD_AREA_ALIGN != 0 ||
+      h->journal.size > FVD_JOURNAL_MAX)
+    return corrupt (dev, "journal of %" PRIu64 " bytes", h->journal.size);
+  if (h->journal_tail == 0 || h->journal_tail > UINT64_MAX / 2)
+    return corrupt (dev, "journal tail %" PRIu64, h->journal_tail);
+  if (h->flags & FVD_HAS_BACKING) {
+    if (h->string[FVD_BACKING_FORMAT][0] == '\0')
+      return corrupt (dev, "the backing has no format");
+    if (h->backing_size > FVD_SIZE_MAX)
+      return corrupt (dev, "backing size %" PRIu64, h->backing_size);
+  }
+  else if (h->string[FVD_BACKING_REF][0] != '\0')
+    return corrupt (dev, "a reference, but no backing");
+  return check_areas (dev, h);
+}
+
+static int
+read_copies (struct nc_dev *dev, uint8_t copies[2][FVD_HEADER_SIZE])
+{
+  return dev->ops->pread (dev, copies, 2 * FVD_HEADER_SIZE, 0);
+}
+
+int
+fvd_header_copies (struct nc_dev *dev, unsigned *valid)
+{
+  uint8_t copies[2][FVD_HEADER_SIZE];
+
+  if (read_copies (dev, copies) == -1)
+    return -1;
+  *valid = is_valid (copies[0], 0) + is_valid (copies[1], 1);
+  return 0;
+}
+
+int
+fvd_header_read (struct nc_dev *dev, struct fvd_header *h)
+{
+  uint8_t copies[2][FVD_HEADER_SIZE];
+  const uint8_t *copy;
+  bool valid[2];
+
+  if (read_copies (dev, copies) == -1)
+    return -1;
+  valid[0] = is_valid (copies[0], 0);
+  valid[1] = is_valid (copies[1], 1);
+  if (!valid[0] && !valid[1]) {
+    if (memcmp (copies[0], magic, sizeof magic) != 0 &&
+        memcmp (copies[1], magic, sizeof magic) != 0)
+      nc_error ("%s: not an fvd image", dev->name);
+    else
+      nc_error ("%s: both copies of the fvd header are damaged", dev->name);
+    errno = EINVAL;
+    return -1;
+  }
+  copy = copies[!valid[0] ||
+                (valid[1] && nc_get_le64 (copies[1] + H_SEQ) >
+                 nc_get_le64 (copies[0] + H_SEQ))];
+
+  if (nc_get_le32 (copy + H_VERSION) != FVD_VERSION) {
+    nc_error ("%s: fvd version %" PRIu32 " is not supported; this is "
+              "version %d", dev->name, nc_get_le32 (copy + H_VERSION),
+              FVD_VERSION);
+    errno = ENOTSUP;
+    return -1;
+  }
+  parse (copy, h);
+  if (h->features[2] == 0 &&
+      (!is_zero (copy + H_RESERVED, H_STRINGS - H_RESERVED) ||
+       !is_zero (copy + H_TABLE, H_BACKING_SIZE - H_TABLE)))
+    return corrupt (dev, "reserved bytes are not 0");
+  if (get_strings (dev, copy, h) == -1)
+    return -1;
+  return check (dev, h);
+}
+
+bool
+fvd_header_strings_fit (const struct fvd_header *h)
+{
+  size_t at = H_STRINGS;
+
+  for (unsigned i = 0; i < FVD_N_STRINGS; ++i)
+    at += 2 + strlen (h->string[i]);
+  return at <= H_CHECKSUM;
+}
+
+static void
+serialize (const struct fvd_header *h, uint8_t *copy)
+{
+  size_t at = H_STRINGS;
+
+  memset (copy, 0, FVD_HEADER_SIZE);
+  memcpy (copy + H_MAGIC, magic, sizeof magic);
+  nc_put_le32 (copy + H_VERSION, FVD_VERSION);
+  nc_put_le32 (copy + H_LENGTH, FVD_HEADER_SIZE);
+  nc_put_le64 (copy + H_SEQ, h->seq);
+  memcpy (copy + H_UUID, &h->uuid, sizeof h->uuid);
+  for (unsigned i = 0; i < 3; ++i)
+    nc_put_le64 (copy + H_FEATURES + 8 * i, h->features[i]);
+  nc_put_le64 (copy + H_SIZE, h->size);
+  nc_put_le32 (copy + H_BLOCK_BITS, h->block_bits);
+  nc_put_le32 (copy + H_FLAGS, h->flags);
+  nc_put_le64 (copy + H_LIFE, h->life);
+  put_area (copy + H_SUMMARY, &h->summary);
+  put_area (copy + H_BITMAP, &h->bitmap);
+  put_area (copy + H_JOURNAL, &h->journal);
+  nc_put_le64 (copy + H_JOURNAL_TAIL, h->journal_tail);
+  nc_put_le64 (copy + H_DATA_OFFSET, h->data_offset);
+  nc_put_le64 (copy + H_BACKING_SIZE, h->backing_size);
+  memcpy (copy + H_BACKING_UUID, &h->backing_uuid, sizeof h->backing_uuid);
+  memcpy (copy + H_SUCCESSOR_UUID, &h->successor_uuid,
+          sizeof h->successor_uuid);
+  for (unsigned i = 0; i < FVD_N_STRINGS; ++i) {
+    size_t len = strlen (h->string[i]);
+
+    nc_put_le16 (copy + at, len);
+    memcpy (copy + at + 2, h->string[i], len);
+    at += 2 + len;
+  }
+  nc_put_le64 (copy + H_CHECKSUM, header_checksum (copy));
+}
+
+int
+fvd_header_write (struct nc_dev *dev, struct fvd_header *h)
+{
+  uint8_t copy[FVD_HEADER_SIZE];
+
+  h->seq++;
+  serialize (h, copy);
+  if (dev->ops->pwrite (dev, copy, sizeof copy,
+                        h->seq % 2 * FVD_HEADER_SIZE) == -1) {
+    h->seq--;
+    return -1;
+  }
+  return 0;
+}
+
+int
+fvd_header_create (struct nc_dev *dev, struct fvd_header *h)
+{
+  h->seq = 0;
+  return fvd_header_write (dev, h) == -1 ? -1 : fvd_header_write (dev, h);
+}
+
+void
+fvd_header_lay_out (struct fvd_header *h)
+{
+  const uint64_t npages = nc_bitmap_npages (fvd_nblocks (h));
+  const uint64_t block = UINT64_C (1) << h->block_bits;
+  const uint64_t sectors = nc_max64 (summary_sectors (npages), 1);
+
+  h->summary.offset = 2 * FVD_HEADER_SIZE;
+  h->summary.size = nc_round_up (sectors * FVD_SECTOR, FVD_AREA_ALIGN);
+  h->bitmap.offset = h->summary.offset + h->summary.size;
+  h->bitmap.size = nc_round_up (npages * FVD_SECTOR, FVD_AREA_ALIGN);
+  h->journal.offset = h->bitmap.offset + h->bitmap.size;
+  /* At a place that suits large blocks and striped storage. */
+  h->data_offset = nc_round_up (h->journal.offset + h->journal.size,
+                                nc_max64 (block, UINT64_C (1) << 20));
+}
+
+static uint64_t
+sector_checksum (const nc_uuid *uuid, enum fvd_kind kind, uint64_t index,
+                 const uint8_t *sector)
+{
+  uint8_t seed[32];
+
+  memcpy (seed, uuid, sizeof *uuid);
+  nc_put_le64 (seed + 16, kind);
+  nc_put_le64 (seed + 24, index);
+  return XXH3_64bits_withSeed (sector, FVD_SECTOR - 8,
+                               XXH3_64bits (seed, sizeof seed));
+}
+
+void
+fvd_sector_seal (const nc_uuid *uuid, enum fvd_kind kind, uint64_t index,
+                 uint8_t *sector)
+{
+  nc_put_le64 (sector + FVD_SECTOR - 8,
+               sector_checksum (uuid, kind, index, sector));
+}
+
+bool
+fvd_sector_is_valid (const nc_uuid *uuid, enum fvd_kind kind,
+                     uint64_t index, const uint8_t *sector)
+{
+  return nc_get_le64 (sector + FVD_SECTOR - 8) ==
+    sector_checksum (uuid, kind, index, sector);
+}

@@ -1,0 +1,180 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* Copyright (C) 2026 The nbdchain authors */
+
+/* Records of the journal: ranges of blocks that became allocated, a sector
+ * each, in a ring.  A sector stands for itself, so records may be lost, torn
+ * and replayed in any way: one that is valid is true, because it was written
+ * after the data it speaks of was durable. */
+
+#include <config.h>
+
+#include "format/fvd.h"
+
+#include <errno.h>
+#include <inttypes.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "bytes.h"
+#include "checked.h"
+#include "dev/dev.h"
+#include "report.h"
+#include "scope.h"
+
+enum {
+  R_MAGIC = 0, R_TYPE = 4, R_COUNT = 6, R_NUMBER = 8, R_LIFE = 16,
+  R_RANGES = 24, R_RANGE_SIZE = 12, R_MAX = 40,
+};
+#define R_TYPE_ALLOCATED 1
+static const uint8_t magic[4] = "FVDJ";
+
+/* Whether SECTOR, at place INDEX, is a record that counts. */
+static bool
+is_record (const struct fvd *f, const uint8_t *sector, uint64_t index)
+{
+  uint64_t number = nc_get_le64 (sector + R_NUMBER);
+
+  return memcmp (sector, magic, sizeof magic) == 0 &&
+    number >= f->h.journal_tail &&
+    number % f->journal.nsectors == index &&
+    fvd_sector_is_valid (&f->h.uuid, FVD_JOURNAL, index, sector);
+}
+
+static int
+apply (struct fvd *f, const uint8_t *sector)
+{
+  const uint64_t nblocks = fvd_nblocks (&f->h);
+  const uint64_t number = nc_get_le64 (sector + R_NUMBER);
+  const unsigned n = nc_get_le16 (sector + R_COUNT);
+
+  if (nc_get_le16 (sector + R_TYPE) != R_TYPE_ALLOCATED ||
+      n == 0 || n > R_MAX || number > UINT64_MAX / 2) {
+    nc_error ("%s: damaged journal: record %" PRIu64 " of type %u with %u "
+              "ranges", f->dev->name, number,
+              nc_get_le16 (sector + R_TYPE), n);
+    errno = EIO;
+    return -1;
+  }
+  for (unsigned i = 0; i < n; ++i) {
+    const uint8_t *p = sector + R_RANGES + i * R_RANGE_SIZE;
+    uint64_t blk = nc_get_le64 (p);
+    uint32_t count = nc_get_le32 (p + 8);
+
+    if (count == 0 || !nc_range_within (blk, count, nblocks)) {
+      nc_error ("%s: damaged journal: record %" PRIu64 " has the range %"
+                PRIu64 " + %" PRIu32 ", but the disk has %" PRIu64
+                " blocks", f->dev->name, number, blk, count, nblocks);
+      errno = EIO;
+      return -1;
+    }
+    if (fvd_pages_load (f, blk, count) == -1)
+      return -1;
+    nc_bitmap_set (f->bm, blk, count);
+  }
+  return 0;
+}
+
+int
+fvd_journal_replay (struct fvd *f,
+                    void (*fn) (void *opaque, uint64_t record), void *opaque)
+{
+  const size_t chunk = 64 * 1024;
+  NC_FREE uint8_t *buf = malloc (chunk);
+
+  if (buf == NULL) {
+    nc_error ("%s: journal: %m", f->dev->name);
+    return -1;
+  }
+  f->journal.next = f->h.journal_tail;
+  for (uint64_t at = 0; at < f->h.journal.size; at += chunk) {
+    size_t n = nc_min64 (chunk, f->h.journal.size - at);
+
+    if (f->dev->ops->pread (f->dev, buf, n, f->h.journal.offset + at) == -1)
+      return -1;
+    for (size_t i = 0; i < n; i += FVD_SECTOR) {
+      uint64_t number = nc_get_le64 (buf + i + R_NUMBER);
+
+      if (!is_record (f, buf + i, (at + i) / FVD_SECTOR))
+        continue;
+      if (apply (f, buf + i) == -1)
+        return -1;
+      f->journal.next = nc_max64 (f->journal.next, number + 1);
+      if (fn)
+        fn (opaque, number);
+    }
+  }
+  return 0;
+}
+
+uint64_t
+fvd_journal_need (const struct fvd_ranges *ranges)
+{
+  uint64_t n = 0;
+
+  for (size_t i = 0; i < ranges->n; ++i)
+    n += nc_div_up (ranges->v[i].count, UINT32_MAX);
+  return nc_div_up (n, R_MAX);
+}
+
+uint64_t
+fvd_journal_room (const struct fvd *f)
+{
+  return f->journal.nsectors - (f->journal.next - f->h.journal_tail);
+}
+
+/* Fill SECTOR as record NUMBER with what is left of RANGES from *I and *DONE
+ * (blocks of that range already recorded) on. */
+static void
+fill_record (const struct fvd *f, uint8_t *sector, uint64_t number,
+             const struct fvd_ranges *ranges, size_t *i, uint64_t *done)
+{
+  unsigned n;
+
+  memset (sector, 0, FVD_SECTOR);
+  memcpy (sector + R_MAGIC, magic, sizeof magic);
+  nc_put_le16 (sector + R_TYPE, R_TYPE_ALLOCATED);
+  nc_put_le64 (sector + R_NUMBER, number);
+  nc_put_le64 (sector + R_LIFE, f->h.life);
+  for (n = 0; n < R_MAX && *i < ranges->n; ++n) {
+    const struct fvd_range *r = &ranges->v[*i];
+    uint64_t count = nc_min64 (r->count - *done, UINT32_MAX);
+
+    nc_put_le64 (sector + R_RANGES + n * R_RANGE_SIZE, r->blk + *done);
+    nc_put_le32 (sector + R_RANGES + n * R_RANGE_SIZE + 8, count);
+    *done += count;
+    if (*done == r->count) {
+      ++*i;
+      *done = 0;
+    }
+  }
+  nc_put_le16 (sector + R_COUNT, n);
+  fvd_sector_seal (&f->h.uuid, FVD_JOURNAL, number % f->journal.nsectors,
+                   sector);
+}
+
+int
+fvd_journal_append (struct fvd *f, const struct fvd_ranges *ranges)
+{
+  uint8_t buf[16 * FVD_SECTOR];
+  uint64_t need = fvd_journal_need (ranges);
+  uint64_t done = 0;
+  size_t i = 0;
+
+  while (need > 0) {
+    const uint64_t index = f->journal.next % f->journal.nsectors;
+    /* As many as fit the buffer before the ring turns. */
+    const uint64_t n = nc_min64 (nc_min64 (need, sizeof buf / FVD_SECTOR),
+                                 f->journal.nsectors - index);
+
+    for (uint64_t k = 0; k < n; ++k)
+      fill_record (f, buf + k * FVD_SECTOR, f->journal.next + k, ranges,
+                   &i, &done);
+    if (f->dev->ops->pwrite_durable (f->dev, buf, n * FVD_SECTOR,
+                                     f->h.journal.offset +
+                                     index * FVD_SECTOR) == -1)
+      return -1;
+    f->journal.next += n;
+    need -= n;
+  }
+  return 0;
+}

@@ -1,0 +1,518 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* Copyright (C) 2026 The nbdchain authors */
+
+/* The native format: opening and creating an image, and where a block is.
+ * docs/formats/fvd.md is its specification; fvd-flush.c has the order in
+ * which things become durable. */
+
+#include <config.h>
+
+#include "format/fvd.h"
+
+#include <errno.h>
+#include <gnutls/gnutls.h>
+#include <gnutls/crypto.h>
+#include <inttypes.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "checked.h"
+#include "dev/dev.h"
+#include "image.h"
+#include "report.h"
+#include "scope.h"
+
+static struct fvd *
+fvd_of (const struct nc_layer *layer)
+{
+  return layer->priv;
+}
+
+/* Opening. */
+
+static char *
+copy_string (const struct fvd *f, enum fvd_string which)
+{
+  char *s = strdup (f->h.string[which]);
+
+  if (s == NULL)
+    nc_error ("%s: %m", f->dev->name);
+  return s;
+}
+
+static int
+fill_in_layer (struct nc_layer *layer)
+{
+  struct fvd *f = fvd_of (layer);
+  struct nc_backing *b = &layer->backing;
+
+  layer->size = f->h.size;
+  layer->block_size = UINT32_C (1) << f->h.block_bits;
+  layer->uuid = f->h.uuid;
+  b->present = f->h.flags & FVD_HAS_BACKING;
+  b->size = f->h.backing_size;
+  b->uuid = f->h.backing_uuid;
+  b->ref = copy_string (f, FVD_BACKING_REF);
+  b->format = copy_string (f, FVD_BACKING_FORMAT);
+  b->identity = copy_string (f, FVD_BACKING_IDENTITY);
+  return b->ref && b->format && b->identity ? 0 : -1;
+}
+
+/* A new life: durable in the header before anything else is written. */
+static int
+begin_life (struct fvd *f)
+{
+  int r;
+
+  do {
+    r = gnutls_rnd (GNUTLS_RND_NONCE, &f->h.life, sizeof f->h.life);
+    if (r < 0) {
+      nc_error ("%s: random numbers: %s", f->dev->name,
+                gnutls_strerror (r));
+      errno = EIO;
+      return -1;
+    }
+  } while (f->h.life == 0);
+  f->h.flags &= ~FVD_CLEAN;
+  if (fvd_header_sync (f) == -1)
+    return -1;
+  nc_keep_set_life (&f->keep, f->h.life);
+  return 0;
+}
+
+/* Whether the memory handed over goes on with the life of the image.
+ * Returns -1 if it belongs to another. */
+static int
+may_adopt (struct fvd *f)
+{
+  const uint64_t life = nc_keep_life (&f->keep);
+
+  if (life == 0)
+    return 0;
+  if (life != f->h.life) {
+    nc_error ("%s: another process has opened this image for writing since "
+              "the server died; writes that were not flushed may be "
+              "missing; stop \"nbdchain serve\" and start it again to go on "
+              "without them", f->dev->name);
+    errno = ESTALE;
+    return -1;
+  }
+  if (!(f->h.flags & FVD_CLEAN))
+    return 1;
+  return nc_keep_reset (&f->keep) == -1 ? -1 : 0;
+}
+
+static int
+open_for_writing (struct fvd *f)
+{
+  const int adopt = may_adopt (f);
+
+  if (adopt == -1)
+    return -1;
+  if (!(f->h.flags & FVD_CLEAN) && fvd_journal_replay (f, NULL, NULL) == -1)
+    return -1;
+  if (fvd_flush_open (f) == -1)
+    return -1;
+  if (adopt) {
+    nc_debug ("%s: goes on with the memory of the server that died",
+              f->dev->name);
+    fvd_flush_adopt (f);
+    return 0;
+  }
+  /* What was replayed is to reach the bitmap before its records go. */
+  fvd_flush_adopt (f);
+  f->flush.must_checkpoint = false;
+  return begin_life (f);
+}
+
+static int
+fvd_open (struct nc_layer *layer, const struct nc_layer_options *opts)
+{
+  struct fvd *f = calloc (1, sizeof *f);
+
+  if (f == NULL) {
+    nc_error ("%s: %m", layer->path);
+    return -1;
+  }
+  layer->priv = f;
+  f->layer = layer;
+  f->dev = layer->dev;
+  f->bm = &f->keep.bitmap;
+  pthread_mutex_init (&f->load_lock, NULL);
+
+  if (fvd_header_read (f->dev, &f->h) == -1)
+    return -1;
+  if (opts->writable && (f->h.flags & FVD_RETIRED)) {
+    nc_error ("%s: was retired when '%s' took over, and must not be written; "
+              "open that one, or this one read-only", layer->path,
+              f->h.string[FVD_SUCCESSOR]);
+    errno = EROFS;
+    return -1;
+  }
+  f->journal.nsectors = f->h.journal.size / FVD_SECTOR;
+  f->journal.next = f->h.journal_tail;
+  if (fill_in_layer (layer) == -1 || fvd_summary_read (f) == -1 ||
+      nc_keep_open (&f->keep, opts->writable ? opts->memory_fd : -1,
+                    layer->path, &f->h.uuid, fvd_nblocks (&f->h)) == -1)
+    return -1;
+  if (opts->writable)
+    return open_for_writing (f);
+  return f->h.flags & FVD_CLEAN ? 0 : fvd_journal_replay (f, NULL, NULL);
+}
+
+static void
+fvd_close (struct nc_layer *layer)
+{
+  struct fvd *f = fvd_of (layer);
+
+  if (f == NULL)
+    return;
+  fvd_flush_close (f);
+  nc_keep_close (&f->keep);
+  pthread_mutex_destroy (&f->load_lock);
+  free (f->summary);
+  free (f);
+}
+
+/* Requests. */
+
+/* The blocks that the bytes of a range touch. */
+static void
+blocks_of (const struct fvd *f, uint64_t offset, uint64_t count,
+           uint64_t *blk, uint64_t *nblks)
+{
+  *blk = offset >> f->h.block_bits;
+  *nblks = ((offset + count - 1) >> f->h.block_bits) - *blk + 1;
+}
+
+static int
+fvd_run (struct nc_layer *layer, uint64_t offset, uint64_t count,
+         bool *allocated, uint64_t *run)
+{
+  struct fvd *f = fvd_of (layer);
+  enum nc_bitmap_found found;
+  uint64_t blk, max, n;
+
+  blocks_of (f, offset, count, &blk, &max);
+  while ((found = nc_bitmap_run (f->bm, blk, max, &n)) == NC_RUN_UNLOADED)
+    if (fvd_page_load (f, blk / NC_PAGE_BLOCKS) == -1)
+      return -1;
+  *allocated = found == NC_RUN_SET;
+  *run = nc_min64 (count, ((blk + n) << f->h.block_bits) - offset);
+  return 0;
+}
+
+/* Walking: ranges of blocks of one page become ranges of bytes, cut to what
+ * was asked for. */
+struct walk {
+  uint64_t first_blk, offset, end;
+  unsigned block_bits;
+  nc_walk_fn fn;
+  void *opaque;
+};
+
+static int
+walk_blocks (void *opaque, unsigned blk, unsigned count)
+{
+  const struct walk *w = opaque;
+  uint64_t from = (w->first_blk + blk) << w->block_bits;
+  uint64_t to = (w->first_blk + blk + count) << w->block_bits;
+
+  from = nc_max64 (from, w->offset);
+  to = nc_min64 (to, w->end);
+  return from < to ? w->fn (w->opaque, from, to - from) : 0;
+}
+
+static int
+fvd_walk (struct nc_layer *layer, uint64_t offset, uint64_t count,
+          nc_walk_fn fn, void *opaque)
+{
+  struct fvd *f = fvd_of (layer);
+  struct walk w = {
+    .offset = offset, .end = offset + count,
+    .block_bits = f->h.block_bits, .fn = fn, .opaque = opaque,
+  };
+  uint64_t blk, nblks;
+
+  blocks_of (f, offset, count, &blk, &nblks);
+  for (uint64_t page = blk / NC_PAGE_BLOCKS;
+       page <= (blk + nblks - 1) / NC_PAGE_BLOCKS; ++page) {
+    const unsigned n = nc_bitmap_page_blocks (f->bm, page);
+    const bool loaded = f->bm->state[page] != NC_PAGE_UNLOADED;
+    uint64_t words[NC_PAGE_WORDS];
+    int r = 0;
+
+    w.first_blk = page * NC_PAGE_BLOCKS;
+    if (loaded)
+      nc_bitmap_copy_page (f->bm, page, words);
+    else if (fvd_summary_get (f, page) == FVD_NONE)
+      continue;
+    else if (fvd_summary_get (f, page) == FVD_MIXED &&
+             fvd_page_read (f, page, words) == -1)
+      return -1;
+
+    if (!loaded && fvd_summary_get (f, page) == FVD_ALL)
+      r = walk_blocks (&w, 0, n);
+    else
+      r = nc_bitmap_walk_words (words, n, walk_blocks, &w);
+    if (r == -1)
+      return -1;
+  }
+  return 0;
+}
+
+static int
+fvd_pread (struct nc_layer *layer, void *buf, size_t count, uint64_t offset)
+{
+  struct fvd *f = fvd_of (layer);
+
+  return f->dev->ops->pread (f->dev, buf, count, f->h.data_offset + offset);
+}
+
+static int
+fvd_extents (struct nc_layer *layer, struct nc_extents *extents,
+             uint64_t end)
+{
+  struct fvd *f = fvd_of (layer);
+
+  return f->dev->ops->extents (f->dev, extents, end, f->h.data_offset);
+}
+
+static int
+refuse_if_failed (struct fvd *f)
+{
+  if (!atomic_load_explicit (&f->failed, memory_order_relaxed))
+    return 0;
+  errno = EIO;
+  return -1;
+}
+
+static int
+fvd_pwritev (struct nc_layer *layer, struct iovec *iov, int niov,
+             uint64_t offset)
+{
+  struct fvd *f = fvd_of (layer);
+
+  if (refuse_if_failed (f) == -1)
+    return -1;
+  return f->dev->ops->pwritev (f->dev, iov, niov,
+                               f->h.data_offset + offset);
+}
+
+static int
+fvd_zero (struct nc_layer *layer, uint64_t offset, uint64_t count,
+          unsigned flags)
+{
+  struct fvd *f = fvd_of (layer);
+
+  if (refuse_if_failed (f) == -1)
+    return -1;
+  return f->dev->ops->zero (f->dev, f->h.data_offset + offset, count,
+                            flags);
+}
+
+static int
+fvd_set_allocated (struct nc_layer *layer, uint64_t offset, uint64_t count)
+{
+  struct fvd *f = fvd_of (layer);
+  uint64_t blk, nblks;
+
+  blocks_of (f, offset, count, &blk, &nblks);
+  return fvd_flush_set_allocated (f, blk, nblks);
+}
+
+static int
+fvd_flush_layer (struct nc_layer *layer)
+{
+  return fvd_flush (fvd_of (layer));
+}
+
+static int
+fvd_finish (struct nc_layer *layer)
+{
+  return fvd_flush_finish (fvd_of (layer));
+}
+
+static int
+copy_info (char **to, const char *from)
+{
+  *to = strdup (from);
+  return *to ? 0 : -1;
+}
+
+static void
+count_record (void *opaque, uint64_t record __attribute__ ((__unused__)))
+{
+  ++*(uint64_t *) opaque;
+}
+
+static int
+fvd_info (struct nc_layer *layer, struct nc_image_info *info)
+{
+  struct fvd *f = fvd_of (layer);
+  uint64_t blocks, records = 0;
+
+  if (fvd_bits_count (f, &blocks) == -1)
+    return -1;
+  if (!layer->writable && !(f->h.flags & FVD_CLEAN) &&
+      fvd_journal_replay (f, count_record, &records) == -1)
+    return -1;
+  info->allocated = nc_min64 (blocks << f->h.block_bits, f->h.size);
+  info->version = FVD_VERSION;
+  nc_uuid_format (&f->h.uuid, info->uuid);
+  info->block_size = layer->block_size;
+  info->data_offset = f->h.data_offset;
+  info->journal_size = f->h.journal.size;
+  info->journal_used = layer->writable ?
+    (f->journal.next - f->h.journal_tail) * FVD_SECTOR :
+    records * FVD_SECTOR;
+  memcpy (info->features, f->h.features, sizeof info->features);
+  info->clean = f->h.flags & FVD_CLEAN;
+  info->has_backing = layer->backing.present;
+  info->backing_size = layer->backing.size;
+  nc_uuid_format (&layer->backing.uuid, info->backing_uuid);
+  info->retired = f->h.flags & FVD_RETIRED;
+  nc_uuid_format (&f->h.successor_uuid, info->successor_uuid);
+  if (copy_info (&info->backing, layer->backing.ref) == -1 ||
+      copy_info (&info->backing_format, layer->backing.format) == -1 ||
+      copy_info (&info->backing_identity, layer->backing.identity) == -1 ||
+      copy_info (&info->successor, f->h.string[FVD_SUCCESSOR]) == -1) {
+    nc_error ("%s: %m", layer->path);
+    return -1;
+  }
+  return 0;
+}
+
+const struct nc_format nc_format_fvd = {
+  .name = "fvd",
+  .open = fvd_open,
+  .close = fvd_close,
+  .run = fvd_run,
+  .walk = fvd_walk,
+  .pread = fvd_pread,
+  .extents = fvd_extents,
+  .pwritev = fvd_pwritev,
+  .zero = fvd_zero,
+  .set_allocated = fvd_set_allocated,
+  .flush = fvd_flush_layer,
+  .finish = fvd_finish,
+  .info = fvd_info,
+};
+
+/* Creating, and handing over. */
+
+static int
+set_string (struct fvd_header *h, const char *whose, enum fvd_string which,
+            const char *text)
+{
+  if (strlen (text) > NC_REF_MAX) {
+    nc_error ("%s: '%.60s...' is too long: at most %d bytes fit", whose,
+              text, NC_REF_MAX);
+    errno = ENAMETOOLONG;
+    return -1;
+  }
+  strcpy (h->string[which], text);
+  if (!fvd_header_strings_fit (h)) {
+    nc_error ("%s: '%.60s...' does not fit into the header with the other "
+              "references", whose, text);
+    errno = ENAMETOOLONG;
+    return -1;
+  }
+  return 0;
+}
+
+static int
+create_summary (struct nc_dev *dev, const struct fvd_header *h)
+{
+  uint8_t sector[FVD_SECTOR];
+
+  for (uint64_t i = 0; i < h->summary.size / FVD_SECTOR; ++i) {
+    memset (sector, 0, sizeof sector);
+    fvd_sector_seal (&h->uuid, FVD_SUMMARY, i, sector);
+    if (dev->ops->pwrite (dev, sector, sizeof sector,
+                          h->summary.offset + i * FVD_SECTOR) == -1)
+      return -1;
+  }
+  return 0;
+}
+
+/* Real zeros, so that a record never needs storage. */
+static int
+create_journal (struct nc_dev *dev, const struct fvd_header *h)
+{
+  static const uint8_t zeros[64 * 1024];
+
+  for (uint64_t at = 0, n; at < h->journal.size; at += n) {
+    n = nc_min64 (sizeof zeros, h->journal.size - at);
+    if (dev->ops->pwrite (dev, zeros, n, h->journal.offset + at) == -1)
+      return -1;
+  }
+  return 0;
+}
+
+static void
+lay_out (struct fvd_header *h, const struct nc_fvd_create_options *opts)
+{
+  h->size = opts->size;
+  h->block_bits = opts->block_bits;
+  h->journal.size = opts->journal_size;
+  fvd_header_lay_out (h);
+}
+
+int
+nc_fvd_file_size (const struct nc_fvd_create_options *opts, uint64_t *size)
+{
+  NC_FREE struct fvd_header *h = calloc (1, sizeof *h);
+
+  if (h == NULL || opts->size > FVD_SIZE_MAX)
+    return -1;
+  lay_out (h, opts);
+  *size = h->data_offset + h->size;
+  return *size <= NC_OFFSET_MAX ? 0 : -1;
+}
+
+int
+nc_fvd_create (struct nc_dev *dev, const struct nc_fvd_create_options *opts,
+               nc_uuid *uuid)
+{
+  NC_FREE struct fvd_header *h = calloc (1, sizeof *h);
+  const struct nc_backing *b = opts->backing;
+
+  if (h == NULL) {
+    nc_error ("%s: %m", dev->name);
+    return -1;
+  }
+  if (nc_uuid_generate (&h->uuid) == -1)
+    return -1;
+  lay_out (h, opts);
+  h->flags = FVD_CLEAN;
+  h->journal_tail = 1;
+  if (b->present) {
+    h->flags |= FVD_HAS_BACKING;
+    h->backing_size = b->size;
+    h->backing_uuid = b->uuid;
+    if (set_string (h, dev->name, FVD_BACKING_REF, b->ref) == -1 ||
+        set_string (h, dev->name, FVD_BACKING_FORMAT, b->format) == -1 ||
+        set_string (h, dev->name, FVD_BACKING_IDENTITY,
+                    b->identity ? b->identity : "") == -1)
+      return -1;
+  }
+  if (create_summary (dev, h) == -1 || create_journal (dev, h) == -1 ||
+      fvd_header_create (dev, h) == -1)
+    return -1;
+  *uuid = h->uuid;
+  return 0;
+}
+
+int
+nc_fvd_retire (struct nc_layer *layer, const nc_uuid *successor,
+               const char *path)
+{
+  struct fvd *f = fvd_of (layer);
+
+  if (set_string (&f->h, layer->path, FVD_SUCCESSOR, path) == -1)
+    return -1;
+  f->h.flags |= FVD_RETIRED;
+  f->h.successor_uuid = *successor;
+  return fvd_header_sync (f);
+}

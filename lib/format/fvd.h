@@ -1,0 +1,242 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* Copyright (C) 2026 The nbdchain authors */
+
+/* Inside the fvd format: what its files share.  docs/formats/fvd.md is the
+ * specification; names here follow it. */
+#ifndef NC_FVD_H
+#define NC_FVD_H
+
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "bitmap.h"
+#include "format/format.h"
+#include "image.h"
+#include "keep.h"
+#include "layer.h"
+#include "ref.h"
+
+#define FVD_SECTOR 512
+#define FVD_AREA_ALIGN 4096
+#define FVD_HEADER_SIZE 4096
+#define FVD_VERSION 1
+#define FVD_BLOCK_BITS_MIN 12
+#define FVD_BLOCK_BITS_MAX 21
+#define FVD_JOURNAL_MIN (UINT64_C (16) << 10)
+#define FVD_JOURNAL_MAX (UINT64_C (1) << 30)
+#define FVD_SIZE_MAX (UINT64_C (1) << 62)
+#define FVD_SUMMARY_PAGES 2016  /* pages that a sector of the summary tells of */
+
+enum { FVD_CLEAN = 1, FVD_HAS_BACKING = 2, FVD_RETIRED = 4 };
+enum fvd_kind { FVD_SUMMARY = 1, FVD_BITMAP = 2, FVD_JOURNAL = 3 };
+enum fvd_summary { FVD_NONE = 0, FVD_ALL = 1, FVD_MIXED = 2 };
+
+enum fvd_string {
+  FVD_BACKING_REF, FVD_BACKING_FORMAT, FVD_BACKING_IDENTITY,
+  FVD_SUCCESSOR, FVD_DATA_FILE, FVD_DATA_FILE_FORMAT, FVD_N_STRINGS
+};
+
+struct fvd_area { uint64_t offset, size; };
+
+/* A header, parsed. */
+struct fvd_header {
+  uint64_t seq;
+  nc_uuid uuid;
+  uint64_t features[3];
+  uint64_t size;
+  unsigned block_bits;
+  uint32_t flags;
+  uint64_t life;
+  struct fvd_area summary, bitmap, journal;
+  uint64_t journal_tail;
+  uint64_t data_offset;
+  uint64_t backing_size;
+  nc_uuid backing_uuid, successor_uuid;
+  char string[FVD_N_STRINGS][NC_REF_MAX + 1];
+};
+
+static inline uint64_t
+fvd_nblocks (const struct fvd_header *h)
+{
+  uint64_t block = UINT64_C (1) << h->block_bits;
+
+  return (h->size >> h->block_bits) + ((h->size & (block - 1)) != 0);
+}
+
+/* fvd-header.c */
+
+/* Read both copies and check every field of the one that counts.
+ * Returns -1 on error, reported with the name of DEV. */
+extern int fvd_header_read (struct nc_dev *dev, struct fvd_header *h);
+
+/* How many of the two copies in the file are valid; for "check". */
+extern int fvd_header_copies (struct nc_dev *dev, unsigned *valid);
+
+/* Write H as header number h->seq + 1, over the older copy; the caller
+ * syncs.  On success h->seq is that number. */
+extern int fvd_header_write (struct nc_dev *dev, struct fvd_header *h);
+
+/* Write both copies of a new image. */
+extern int fvd_header_create (struct nc_dev *dev, struct fvd_header *h);
+
+/* Lay out the areas for h->size, h->block_bits and h->journal.size. */
+extern void fvd_header_lay_out (struct fvd_header *h);
+
+/* Whether the strings fit their area together. */
+extern bool fvd_header_strings_fit (const struct fvd_header *h);
+
+/* The checksum of the first 504 bytes of a sector, and whether it stands in
+ * the last 8. */
+extern void fvd_sector_seal (const nc_uuid *uuid, enum fvd_kind kind,
+                             uint64_t index, uint8_t *sector);
+extern bool fvd_sector_is_valid (const nc_uuid *uuid, enum fvd_kind kind,
+                                 uint64_t index, const uint8_t *sector);
+
+struct fvd_range { uint64_t blk, count; };
+
+/* Growing list of ranges of blocks; neighbours are merged. */
+struct fvd_ranges {
+  struct fvd_range *v;
+  size_t n, cap;
+};
+
+/* An open image.
+ *
+ * load_lock is held while a page's words are put into memory; flush.lock
+ * guards what its comment names.  Neither is held across I/O.  Of flushes
+ * there is one leader at a time, who alone touches what is marked "leader"
+ * and holds no lock while it does I/O. */
+struct fvd {
+  struct nc_layer *layer;
+  struct nc_dev *dev;
+  struct fvd_header h;          /* after open: leader */
+  uint8_t *summary;             /* as on disk, see fvd-bitmap.c */
+  struct nc_keep keep;
+  struct nc_bitmap *bm;         /* = &keep.bitmap */
+  pthread_mutex_t load_lock;
+
+  struct {
+    uint64_t nsectors;
+    uint64_t next;              /* number of the next record; leader */
+  } journal;
+
+  struct {
+    /* Blocks allocated since a flush last looked: a bit each, and a bit for
+     * each page that may have some.  Anybody sets, the leader clears. */
+    _Atomic (uint64_t) *pending;
+    _Atomic (uint64_t) *pending_pages;
+
+    pthread_mutex_t lock;
+    pthread_cond_t round_done;
+    /* Guarded by lock: */
+    struct fvd_ranges spans;    /* pending too: ranges of whole pages */
+    uint64_t started, completed;        /* rounds */
+    int round_errno;            /* of the last completed round, or 0 */
+    bool leading;               /* somebody leads a round */
+
+    /* Leader: */
+    struct fvd_ranges taken;    /* the set that the round makes durable */
+    uint64_t *dirty_pages;      /* changed since the last checkpoint */
+    uint64_t *dirty_summary;    /* sectors of it to be written, likewise */
+    bool must_checkpoint;       /* records alone would not do */
+    uint8_t *buf;               /* pages on their way to the file */
+  } flush;
+
+  _Atomic (bool) failed;        /* a sync failed: never written again */
+};
+
+/* fvd-bitmap.c: pages and summary between file and memory.  The summary in
+ * memory is that of the file: only a checkpoint changes it, and only for
+ * pages that are loaded, so whoever loads a page reads a stable value. */
+
+extern int fvd_summary_read (struct fvd *f);
+extern enum fvd_summary fvd_summary_get (const struct fvd *f, uint64_t page);
+/* Leader.  Returns true if that was a change. */
+extern bool fvd_summary_set (struct fvd *f, uint64_t page,
+                             enum fvd_summary value);
+
+/* The words of page PAGE as they are in the file. */
+extern int fvd_page_read (struct fvd *f, uint64_t page, uint64_t *words);
+
+/* Make page PAGE loaded. */
+extern int fvd_page_load (struct fvd *f, uint64_t page);
+
+/* Make the pages loaded that a change of these blocks covers in part. */
+extern int fvd_pages_load (struct fvd *f, uint64_t blk, uint64_t count);
+
+/* Blocks that are allocated in all. */
+extern int fvd_bits_count (struct fvd *f, uint64_t *blocks);
+
+/* fvd-journal.c: records. */
+
+/* Read the journal of an image that was not closed in order into the
+ * bitmap, and find the next record number.  FN, unless NULL, is called for
+ * each record that counts. */
+extern int fvd_journal_replay (struct fvd *f,
+                               void (*fn) (void *opaque, uint64_t record),
+                               void *opaque);
+
+/* How many sectors N ranges take, and how many are free. */
+extern uint64_t fvd_journal_need (const struct fvd_ranges *ranges);
+extern uint64_t fvd_journal_room (const struct fvd *f);
+
+/* Append records for RANGES, durable; there is room.  Leader. */
+extern int fvd_journal_append (struct fvd *f,
+                               const struct fvd_ranges *ranges);
+
+/* fvd-flush.c: how a block that was written becomes durable. */
+
+extern int fvd_ranges_add (struct fvd_ranges *ranges, uint64_t blk,
+                           uint64_t count);
+
+/* Set up what writing needs; the bitmap is complete (replayed). */
+extern int fvd_flush_open (struct fvd *f);
+extern void fvd_flush_close (struct fvd *f);
+
+/* The bitmap came from memory that outlived a process: what is in it may be
+ * in no record. */
+extern void fvd_flush_adopt (struct fvd *f);
+
+/* The blocks hold their data: pending first, then visible. */
+extern int fvd_flush_set_allocated (struct fvd *f, uint64_t blk,
+                                    uint64_t count);
+
+extern int fvd_flush (struct fvd *f);
+
+/* Flush, checkpoint, mark clean; nobody else is at work. */
+extern int fvd_flush_finish (struct fvd *f);
+
+/* Write the header, with no more than the fields that the caller changed,
+ * durable. */
+extern int fvd_header_sync (struct fvd *f);
+
+/* fvd.c: for image.c */
+
+struct nc_fvd_create_options {
+  uint64_t size;
+  unsigned block_bits;
+  uint64_t journal_size;
+  const struct nc_backing *backing;
+};
+
+/* The length of the file that holds such an image.  Returns -1 if that is
+ * more than a file can have. */
+extern int nc_fvd_file_size (const struct nc_fvd_create_options *opts,
+                             uint64_t *size);
+
+/* Make DEV an fvd image; the caller syncs and gives it its name. */
+extern int nc_fvd_create (struct nc_dev *dev,
+                          const struct nc_fvd_create_options *opts,
+                          nc_uuid *uuid);
+
+/* Record in the open, writable LAYER that SUCCESSOR took over; durable. */
+extern int nc_fvd_retire (struct nc_layer *layer, const nc_uuid *successor,
+                          const char *path);
+
+/* fvd-check.c; see nc_image_check. */
+extern int nc_fvd_check (struct nc_dev *dev, nc_check_finding finding,
+                         void *opaque, struct nc_check_result *result);
+
+#endif /* NC_FVD_H */

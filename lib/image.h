@@ -1,0 +1,107 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* Copyright (C) 2026 The nbdchain authors */
+
+/* Images while nobody serves them: create, inspect, check, snapshot.  Each
+ * call opens what it needs and closes it again.  They block on I/O and are
+ * not meant for the request path. */
+#ifndef NC_IMAGE_H
+#define NC_IMAGE_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+struct nc_allow;
+
+#define NC_UUID_TEXT 37         /* "xxxxxxxx-...", with the final NUL */
+
+/* Everything about one image that can be known without its backing.
+ * Strings are allocated and may be NULL. */
+struct nc_image_info {
+  char *path;
+  char *format;                 /* "raw", "fvd" */
+  bool remote;
+  uint64_t size;                /* what the guest sees */
+  uint64_t file_size;           /* length of the file */
+  uint64_t storage;             /* bytes of storage it takes */
+  uint64_t allocated;           /* bytes of the disk that this image holds */
+
+  /* fvd only */
+  uint32_t version;
+  char uuid[NC_UUID_TEXT];      /* "" for raw */
+  uint32_t block_size;
+  uint64_t data_offset;         /* where the disk begins in the file */
+  uint64_t journal_size, journal_used;
+  uint64_t features[3];         /* compatible, read-only, incompatible */
+  bool clean;                   /* closed in order */
+
+  bool has_backing;
+  char *backing;                /* reference; "" = given by the operator */
+  char *backing_format;
+  uint64_t backing_size;
+  char backing_uuid[NC_UUID_TEXT];
+  char *backing_identity;
+
+  bool retired;                 /* a pivot made another image take over */
+  char *successor;              /* its path, as stored */
+  char successor_uuid[NC_UUID_TEXT];
+};
+
+extern void nc_image_info_free (struct nc_image_info *info);
+
+/* Fill in INFO for an open layer.  Returns -1 on error, reported; INFO can
+ * be freed in any case. */
+struct nc_layer;
+extern int nc_layer_info (struct nc_layer *layer,
+                          struct nc_image_info *info)
+  __attribute__ ((__nonnull__ (1, 2)));
+
+/* Fill in INFO from the image alone; its backing is not opened.
+ * format: NULL = "fvd".  Returns -1 on error, reported. */
+extern int nc_image_inspect (const char *path, const char *format,
+                             struct nc_image_info *info)
+  __attribute__ ((__nonnull__ (1, 3)));
+
+struct nc_image_create_options {
+  const char *path;             /* must not exist, or be a block device */
+  bool has_size;
+  uint64_t size;                /* without has_size: that of the backing */
+  const char *backing;          /* reference as the operator gives it,
+                                   relative to the current directory */
+  const char *backing_format;   /* needed with a backing: never guessed */
+  uint32_t block_size;          /* 0 = default */
+  uint64_t journal_size;        /* 0 = default */
+};
+
+/* Create an fvd image.  It appears under its name complete and durable, or
+ * not at all.  Returns -1 on error, reported. */
+extern int nc_image_create (const struct nc_image_create_options *opts)
+  __attribute__ ((__nonnull__ (1)));
+
+/* Put the new empty image NEW_PATH on top of the fvd image PATH, which is
+ * retired: durable in this order, so that at no moment two images could be
+ * written.  May be run again after it was interrupted.  PATH must not be in
+ * use.  Returns -1 on error, reported. */
+extern int nc_image_snapshot (const char *path, const char *new_path)
+  __attribute__ ((__nonnull__ (1, 2)));
+
+struct nc_check_result {
+  uint64_t errors;              /* data may be wrong or lost */
+  uint64_t warnings;            /* worth knowing, nothing is lost */
+  uint64_t blocks_checked;
+  uint64_t allocated;           /* bytes */
+  uint64_t journal_records;     /* valid, not yet checkpointed */
+};
+
+/* Called for each finding; TEXT names place and value. */
+typedef void (*nc_check_finding) (void *opaque, bool error,
+                                  const char *text);
+
+/* Check every structure of the fvd image PATH against its specification;
+ * nothing is written.  Returns 0 with *RESULT filled in, also when errors
+ * were found; -1 if it could not be checked at all, reported. */
+extern int nc_image_check (const char *path, nc_check_finding finding,
+                           void *opaque, struct nc_check_result *result)
+  __attribute__ ((__nonnull__ (1, 4)));
+
+#endif /* NC_IMAGE_H */

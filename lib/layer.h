@@ -1,0 +1,63 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* Copyright (C) 2026 The nbdchain authors */
+
+/* A layer: one element of a chain.  A device, and a format that gives its
+ * bytes a meaning.  Layers know nothing of each other. */
+#ifndef NC_LAYER_H
+#define NC_LAYER_H
+
+#include <stdbool.h>
+#include <stdint.h>
+#include <stdio.h>
+
+struct nc_dev;
+struct nc_format;
+
+typedef struct { uint8_t bytes[16]; } nc_uuid;
+
+extern bool nc_uuid_is_null (const nc_uuid *uuid);
+extern bool nc_uuid_equal (const nc_uuid *a, const nc_uuid *b);
+/* As text, 37 bytes with the final NUL; "" for the null UUID. */
+extern void nc_uuid_format (const nc_uuid *uuid, char *text);
+/* A new random one. */
+extern int nc_uuid_generate (nc_uuid *uuid);
+
+/* What an image says of its backing. */
+struct nc_backing {
+  bool present;
+  char *ref;                    /* "" = given by the operator */
+  char *format;
+  char *identity;               /* of an NBD export; "" = unknown */
+  uint64_t size;                /* how much of it this layer sees */
+  nc_uuid uuid;                 /* null if it has none */
+};
+
+struct nc_layer {
+  const struct nc_format *format;
+  struct nc_dev *dev;           /* owned */
+  void *priv;                   /* the format's */
+  char *path;                   /* path or reference, for messages */
+  char *name;                   /* unique in its chain */
+  uint64_t size;                /* of the disk that this layer shows */
+  uint32_t block_size;          /* unit of allocation */
+  bool writable;
+  nc_uuid uuid;                 /* null: it has none */
+  struct nc_backing backing;
+};
+
+struct nc_layer_options {
+  bool writable;
+  int memory_fd;                /* memfd for the active layer; -1: none */
+};
+
+/* Make a layer of DEV (taken over, also on failure), known as PATH.
+ * Returns NULL on error, reported. */
+extern struct nc_layer *nc_layer_open (const struct nc_format *format,
+                                       struct nc_dev *dev, const char *path,
+                                       const struct nc_layer_options *opts)
+  __attribute__ ((__nonnull__ (1, 2, 3, 4)));
+
+/* Release it without writing.  NULL is allowed. */
+extern void nc_layer_close (struct nc_layer *layer);
+
+#endif /* NC_LAYER_H */

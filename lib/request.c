@@ -1,0 +1,676 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* Copyright (C) 2026 The nbdchain authors */
+
+/* What a request does.
+ *
+ * A read looks at the active layer's bits, and for what is not allocated
+ * there asks the map which layer has it; neighbours with one answer are one
+ * system call.  It takes no lock and no claim.
+ *
+ * A write of allocated blocks goes straight to its place, without a claim:
+ * bits never go back.  One that allocates holds a claim over the blocks
+ * that it touches, looks at the bits again, writes whole blocks (its bytes
+ * between those of the backing) and sets the bits.
+ *
+ * Nobody waits for a remote while it is in the view as a writer or holds a
+ * claim: what a partial first write needs of the backing is fetched before,
+ * and used only if the view is still the same (what the layers below say of
+ * a block does not change within a view, and if the block became allocated
+ * meanwhile the bytes are not needed).  When a remote cannot be reached the
+ * request leaves everything, waits, and starts over.
+ */
+
+#include <config.h>
+
+#include "chain-internal.h"
+
+#include <errno.h>
+#include <inttypes.h>
+#include <stdatomic.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+#include "checked.h"
+#include "dev/dev.h"
+#include "format/format.h"
+#include "map.h"
+#include "report.h"
+#include "scope.h"
+
+/* How much populate stores at a time, at least a block. */
+#define POPULATE_CHUNK (1u << 20)
+
+/* A request that may have to start over. */
+struct attempt {
+  struct nc_layer *unreachable; /* set with ENOTCONN */
+  uint64_t offset;              /* where it needed that, for the message */
+  bool waited;                  /* deadline is set */
+  struct timespec deadline;
+};
+
+/* Waiting. */
+
+static int
+give_up (struct nc_export *export, const struct attempt *a, const char *why)
+{
+  nc_error ("%s: not reachable, and a request needs it at %" PRIu64 ": %s",
+            a->unreachable->path, a->offset, why);
+  if (export->chain->writable)
+    nc_debug ("requests for data that is in local layers go on");
+  errno = EIO;
+  return -1;
+}
+
+static bool
+is_before (const struct timespec *a, const struct timespec *b)
+{
+  return a->tv_sec < b->tv_sec ||
+    (a->tv_sec == b->tv_sec && a->tv_nsec < b->tv_nsec);
+}
+
+static int
+wait_for_device (struct nc_export *export, struct attempt *a)
+{
+  struct nc_dev *dev = a->unreachable->dev;
+  const unsigned retry = export->chain->retry;
+
+  struct timespec now;
+
+  clock_gettime (CLOCK_MONOTONIC, &now);
+  if (!a->waited) {
+    a->deadline = now;
+    a->deadline.tv_sec += retry;
+    a->waited = true;
+    export->chain->waits++;
+  }
+  /* A remote may be back at once, and fail again. */
+  else if (retry && is_before (&a->deadline, &now))
+    return give_up (export, a, "waited as long as retry= allows");
+  if (dev->ops->wait (dev, retry ? &a->deadline : NULL) == 0)
+    return 0;
+  if (errno == ESHUTDOWN)
+    return -1;
+  return give_up (export, a, "waited as long as retry= allows");
+}
+
+/* A request failed.  Returns true if it is to start over, after having
+ * waited where that helps; else errno is for the client. */
+static bool
+start_over (struct nc_export *export, struct attempt *a)
+{
+  int r;
+
+  if (errno != ENOTCONN)
+    return false;
+
+  if (export->waiting++ >= export->max_waiting && export->max_waiting) {
+    export->chain->refused_waits++;
+    r = give_up (export, a, "too many requests of this connection are "
+                 "waiting already");
+  }
+  else
+    r = wait_for_device (export, a);
+  export->waiting--;
+  return r == 0;
+}
+
+/* Reading. */
+
+static struct nc_view *
+enter (struct nc_export *export, enum nc_view_use use)
+{
+  return nc_view_enter (&export->chain->views, use);
+}
+
+static void
+leave (struct nc_export *export, struct nc_view *view, enum nc_view_use use)
+{
+  nc_view_leave (&export->chain->views, view, use);
+}
+
+/* Which layer of VIEW has the byte at OFFSET, as EXPORT sees it: an index,
+ * or -1; and how many bytes from there on. */
+static int
+find (struct nc_export *export, struct nc_view *view, uint64_t offset,
+      uint64_t count, int *layer, uint64_t *run)
+{
+  struct nc_map *map;
+  size_t first = 0;
+
+  if (export->layer)
+    while (view->layers[first] != export->layer)
+      ++first;
+  else if (view->writable) {
+    struct nc_layer *active = view->layers[0];
+    bool allocated;
+
+    if (active->format->run (active, offset, count, &allocated, run) == -1)
+      return -1;
+    *layer = 0;
+    if (allocated)
+      return 0;
+    count = *run;
+    first = 1;
+  }
+  map = nc_view_map (&export->chain->views, view, first);
+  if (map == NULL)
+    return -1;
+  return nc_map_find (map, offset, count, layer, run);
+}
+
+static int
+read_view (struct nc_export *export, struct nc_view *view, char *buf,
+           uint64_t count, uint64_t offset, struct attempt *a)
+{
+  while (count > 0) {
+    uint64_t run;
+    int i;
+
+    if (find (export, view, offset, count, &i, &run) == -1)
+      return -1;
+    if (i == -1)
+      memset (buf, 0, run);
+    else {
+      struct nc_layer *layer = view->layers[i];
+
+      if (layer->format->pread (layer, buf, run, offset) == -1) {
+        a->unreachable = layer;
+        a->offset = offset;
+        return -1;
+      }
+    }
+    buf += run;
+    count -= run;
+    offset += run;
+  }
+  return 0;
+}
+
+int
+nc_export_pread (struct nc_export *export, void *buf, size_t count,
+                 uint64_t offset)
+{
+  struct attempt a = { 0 };
+  struct nc_view *view;
+  int r;
+
+  do {
+    view = enter (export, NC_VIEW_READ);
+    if (view == NULL)
+      return -1;
+    r = read_view (export, view, buf, count, offset, &a);
+    leave (export, view, NC_VIEW_READ);
+  } while (r == -1 && start_over (export, &a));
+  return r;
+}
+
+/* Writing. */
+
+/* Whether every block of the range is allocated in the active layer. */
+static int
+is_allocated (struct nc_layer *active, uint64_t offset, uint64_t count,
+              bool *all)
+{
+  uint64_t run;
+
+  if (active->format->run (active, offset, count, all, &run) == -1)
+    return -1;
+  *all = *all && run == count;
+  return 0;
+}
+
+/* The blocks that a range touches, as bytes; the last one ends at the size.
+ */
+static void
+whole_blocks (const struct nc_layer *active, uint64_t offset, uint64_t count,
+              uint64_t *first, uint64_t *end)
+{
+  *first = nc_round_down (offset, active->block_size);
+  *end = nc_min64 (nc_round_up (offset + count, active->block_size),
+                   active->size);
+}
+
+/* Bytes of the backing around a write that does not cover its first or last
+ * block: HEAD bytes before it and TAIL bytes behind it. */
+struct fill {
+  struct nc_view *view;         /* under which they were read */
+  char *head, *tail;            /* NULL: the block was allocated, or whole */
+};
+
+static void
+free_fill (struct fill *fill)
+{
+  free (fill->head);
+  free (fill->tail);
+  *fill = (struct fill) { 0 };
+}
+
+/* Read COUNT bytes at OFFSET, in a block that is partly written, unless the
+ * block is allocated. */
+static int
+fetch_part (struct nc_export *export, struct nc_view *view, uint64_t offset,
+            uint64_t count, char **part, struct attempt *a)
+{
+  bool allocated;
+
+  if (count == 0)
+    return 0;
+  if (is_allocated (view->layers[0], offset, count, &allocated) == -1)
+    return -1;
+  if (allocated)
+    return 0;
+  *part = malloc (count);
+  if (*part == NULL) {
+    nc_error ("part of a block: %m");
+    return -1;
+  }
+  return read_view (export, view, *part, count, offset, a);
+}
+
+static int
+fetch_fill (struct nc_export *export, uint64_t offset, uint64_t count,
+            struct fill *fill, struct attempt *a)
+{
+  struct nc_view *view = enter (export, NC_VIEW_READ);
+  uint64_t first, end;
+  int r;
+
+  if (view == NULL)
+    return -1;
+  free_fill (fill);
+  whole_blocks (view->layers[0], offset, count, &first, &end);
+  r = fetch_part (export, view, first, offset - first, &fill->head, a);
+  if (r == 0)
+    r = fetch_part (export, view, offset + count, end - (offset + count),
+                    &fill->tail, a);
+  fill->view = r == 0 ? view : NULL;
+  leave (export, view, NC_VIEW_READ);
+  return r;
+}
+
+/* Write blocks of which some are not allocated.  If they became allocated
+ * since FILL was fetched, that is not used. */
+static int
+write_and_allocate (struct nc_export *export, struct nc_layer *active,
+                    const void *buf, uint64_t count, uint64_t offset,
+                    const struct fill *fill)
+{
+  const uint64_t data_end = offset + count;
+  uint64_t first, end;
+  bool head = false, tail = false;
+  struct iovec iov[3];
+  int n = 0;
+
+  whole_blocks (active, offset, count, &first, &end);
+  NC_CLAIM (&export->chain->claims, first, end - first);
+  if (fill->head && is_allocated (active, first, 1, &head) == -1)
+    return -1;
+  if (fill->tail && is_allocated (active, data_end, 1, &tail) == -1)
+    return -1;
+  head = fill->head && !head;
+  tail = fill->tail && !tail;
+  if (head)
+    iov[n++] = (struct iovec) { fill->head, offset - first };
+  iov[n++] = (struct iovec) { (void *) buf, count };
+  if (tail)
+    iov[n++] = (struct iovec) { fill->tail, end - data_end };
+  if (active->format->pwritev (active, iov, n, head ? first : offset) == -1)
+    return -1;
+  return active->format->set_allocated (active, first, end - first);
+}
+
+static int
+write_view (struct nc_export *export, struct nc_view *view, const void *buf,
+            uint64_t count, uint64_t offset, const struct fill *fill)
+{
+  struct nc_layer *active = view->layers[0];
+  uint64_t first, end;
+  bool all;
+
+  if (is_allocated (active, offset, count, &all) == -1)
+    return -1;
+  if (all) {
+    struct iovec iov = { (void *) buf, count };
+
+    return active->format->pwritev (active, &iov, 1, offset);
+  }
+  whole_blocks (active, offset, count, &first, &end);
+  if ((first < offset || end > offset + count) && fill->view != view) {
+    errno = EAGAIN;             /* fetch it first */
+    return -1;
+  }
+  return write_and_allocate (export, active, buf, count, offset, fill);
+}
+
+/* What a write, zero or trim does in the end. */
+static int
+flush_if (struct nc_view *view, unsigned flags)
+{
+  struct nc_layer *active = view->layers[0];
+
+  return flags & NC_REQ_FUA ? active->format->flush (active) : 0;
+}
+
+int
+nc_export_pwrite (struct nc_export *export, const void *buf, size_t count,
+                  uint64_t offset, unsigned flags)
+{
+  struct attempt a = { 0 };
+  struct fill fill = { 0 };
+  struct nc_view *view;
+  int r;
+
+  for (;;) {
+    view = enter (export, NC_VIEW_WRITE);
+    if (view == NULL) {
+      r = -1;
+      break;
+    }
+    r = write_view (export, view, buf, count, offset, &fill);
+    if (r == 0)
+      r = flush_if (view, flags);
+    leave (export, view, NC_VIEW_WRITE);
+    if (r == -1 && errno == EAGAIN)
+      r = fetch_fill (export, offset, count, &fill, &a) == 0 ? 1 : -1;
+    if (r == 0 || (r == -1 && !start_over (export, &a)))
+      break;
+  }
+  free_fill (&fill);
+  return r;
+}
+
+/* Zeros. */
+
+/* The part of the range that whole blocks make: [*from, *to), empty if
+ * there is none. */
+static void
+inner_blocks (const struct nc_layer *active, uint64_t offset, uint64_t count,
+              uint64_t *from, uint64_t *to)
+{
+  const uint64_t end = offset + count;
+
+  *from = nc_round_up (offset, active->block_size);
+  *to = end == active->size ? end
+    : nc_round_down (end, active->block_size);
+  if (*from >= *to)
+    *from = *to = end;
+}
+
+static unsigned
+zero_flags (unsigned flags)
+{
+  return (flags & NC_REQ_MAY_TRIM ? NC_ZERO_MAY_TRIM : 0) |
+    (flags & NC_REQ_FAST ? NC_ZERO_FAST : 0);
+}
+
+/* Zero whole blocks, and allocate those that are not. */
+static int
+zero_and_allocate (struct nc_export *export, struct nc_layer *active,
+                   uint64_t from, uint64_t to, unsigned flags)
+{
+  NC_CLAIM (&export->chain->claims, from, to - from);
+  if (active->format->zero (active, from, to - from, flags) == -1)
+    return -1;
+  return active->format->set_allocated (active, from, to - from);
+}
+
+/* Zero what can be zeroed without data of the backing.  *edges: the parts
+ * of the first and the last block are still to be written. */
+static int
+zero_view (struct nc_export *export, struct nc_view *view, uint64_t offset,
+           uint64_t count, unsigned flags, bool *edges)
+{
+  struct nc_layer *active = view->layers[0];
+  uint64_t from, to;
+  bool all;
+
+  if (is_allocated (active, offset, count, &all) == -1)
+    return -1;
+  *edges = false;
+  if (all)
+    return active->format->zero (active, offset, count, zero_flags (flags));
+  inner_blocks (active, offset, count, &from, &to);
+  *edges = from > offset || to < offset + count;
+  if (*edges && (flags & NC_REQ_FAST)) {
+    errno = ENOTSUP;
+    return -1;
+  }
+  if (from == to)
+    return 0;
+  return zero_and_allocate (export, active, from, to, zero_flags (flags));
+}
+
+/* Write zeros over part of a block. */
+static int
+write_zeros (struct nc_export *export, uint64_t offset, uint64_t count,
+             unsigned flags)
+{
+  static char zeros[64 * 1024]; /* never written */
+
+  for (uint64_t n; count > 0; offset += n, count -= n) {
+    n = nc_min64 (count, sizeof zeros);
+    if (nc_export_pwrite (export, zeros, n, offset,
+                          flags & NC_REQ_FUA) == -1)
+      return -1;
+  }
+  return 0;
+}
+
+int
+nc_export_zero (struct nc_export *export, uint64_t offset, uint64_t count,
+                unsigned flags)
+{
+  struct nc_view *view = enter (export, NC_VIEW_WRITE);
+  uint64_t from, to;
+  bool edges;
+  int r;
+
+  if (view == NULL)
+    return -1;
+  r = zero_view (export, view, offset, count, flags, &edges);
+  if (r == 0)
+    r = flush_if (view, flags);
+  inner_blocks (view->layers[0], offset, count, &from, &to);
+  leave (export, view, NC_VIEW_WRITE);
+  if (r == -1 || !edges)
+    return r;
+  if (write_zeros (export, offset, from - offset, flags) == -1)
+    return -1;
+  return write_zeros (export, to, offset + count - to, flags);
+}
+
+int
+nc_export_trim (struct nc_export *export, uint64_t offset, uint64_t count,
+                unsigned flags)
+{
+  struct nc_view *view = enter (export, NC_VIEW_WRITE);
+  int r = 0;
+
+  if (view == NULL)
+    return -1;
+  /* What is not allocated stays as it is: the backing shows. */
+  while (r == 0 && count > 0) {
+    struct nc_layer *active = view->layers[0];
+    uint64_t run = count;
+    bool allocated;
+
+    r = active->format->run (active, offset, count, &allocated, &run);
+    if (r == 0 && allocated) {
+      r = active->format->zero (active, offset, run,
+                                NC_ZERO_MAY_TRIM | NC_ZERO_FAST);
+      if (r == -1 && errno == ENOTSUP)
+        r = 0;                  /* nobody promised that it is gone */
+    }
+    offset += run;
+    count -= run;
+  }
+  if (r == 0)
+    r = flush_if (view, flags);
+  leave (export, view, NC_VIEW_WRITE);
+  return r;
+}
+
+int
+nc_export_flush (struct nc_export *export)
+{
+  struct nc_view *view;
+  int r;
+
+  if (!export->writable)
+    return 0;
+  view = enter (export, NC_VIEW_WRITE);
+  if (view == NULL)
+    return -1;
+  r = flush_if (view, NC_REQ_FUA);
+  leave (export, view, NC_VIEW_WRITE);
+  return r;
+}
+
+/* Populating. */
+
+static bool
+is_zero (const char *buf, size_t count)
+{
+  return *buf == 0 && memcmp (buf, buf + 1, count - 1) == 0;
+}
+
+/* Store what was read of the backing where the blocks are still not
+ * allocated, and the view is still the one it was read under. */
+static int
+store (struct nc_export *export, const struct nc_view *read_under,
+       const char *buf, uint64_t offset, uint64_t count)
+{
+  struct nc_view *view = enter (export, NC_VIEW_WRITE);
+  int r = 0;
+
+  if (view == NULL)
+    return -1;
+  if (view == read_under) {
+    struct nc_layer *active = view->layers[0];
+    NC_CLAIM (&export->chain->claims, offset, count);
+
+    for (uint64_t done = 0, run = 0; r == 0 && done < count; done += run) {
+      const uint64_t at = offset + done;
+      bool allocated;
+
+      r = active->format->run (active, at, count - done, &allocated, &run);
+      if (r == -1 || allocated)
+        continue;
+      if (is_zero (buf + done, run))
+        r = active->format->zero (active, at, run, NC_ZERO_MAY_TRIM);
+      else {
+        struct iovec iov = { (void *) (buf + done), run };
+
+        r = active->format->pwritev (active, &iov, 1, at);
+      }
+      if (r == 0)
+        r = active->format->set_allocated (active, at, run);
+    }
+  }
+  leave (export, view, NC_VIEW_WRITE);
+  return r;
+}
+
+/* Populate the blocks from *OFFSET on, at most up to END, and step over
+ * them; both are at blocks. */
+static int
+populate_next (struct nc_export *export, uint64_t *offset, uint64_t end,
+               char *buf, uint64_t chunk, struct attempt *a)
+{
+  struct nc_view *view = enter (export, NC_VIEW_READ);
+  uint64_t run = 0;
+  bool allocated = false;
+  int r;
+
+  if (view == NULL)
+    return -1;
+  r = view->layers[0]->format->run (view->layers[0], *offset, end - *offset,
+                                    &allocated, &run);
+  if (!allocated)
+    run = nc_min64 (run, chunk);
+  if (r == 0 && !allocated)
+    r = read_view (export, view, buf, run, *offset, a);
+  leave (export, view, NC_VIEW_READ);
+  if (r == 0 && !allocated)
+    r = store (export, view, buf, *offset, run);
+  if (r == 0)
+    *offset += run;
+  return r;
+}
+
+int
+nc_export_populate (struct nc_export *export, uint64_t offset,
+                    uint64_t count)
+{
+  const uint64_t block = export->block_size;
+  const uint64_t chunk = nc_max64 (block, POPULATE_CHUNK);
+  const uint64_t end = nc_min64 (nc_round_up (offset + count, block),
+                                 export->size);
+  struct attempt a = { 0 };
+  NC_FREE char *buf = NULL;
+
+  if (!export->writable)
+    return 0;
+  buf = malloc (chunk);
+  if (buf == NULL) {
+    nc_error ("populate: %m");
+    return -1;
+  }
+  offset = nc_round_down (offset, block);
+  while (offset < end)
+    if (populate_next (export, &offset, end, buf, chunk, &a) == -1 &&
+        !start_over (export, &a))
+      return -1;
+  return 0;
+}
+
+/* Block status. */
+
+int
+nc_export_extents (struct nc_export *export, struct nc_extents *extents,
+                   bool one)
+{
+  struct nc_view *view = enter (export, NC_VIEW_READ);
+  int r = 0;
+
+  if (view == NULL)
+    return -1;
+  while (r == 0 && !nc_extents_full (extents) && !(one && extents->n > 1)) {
+    const uint64_t at = nc_extents_next (extents);
+    struct nc_layer *layer;
+    uint64_t run;
+    int i;
+
+    r = find (export, view, at, extents->end - at, &i, &run);
+    if (r == -1)
+      break;
+    if (i == -1) {
+      r = nc_extents_append (extents, run, NC_EXTENT_HOLE | NC_EXTENT_ZERO);
+      continue;
+    }
+    layer = view->layers[i];
+    r = layer->format->extents (layer, extents, at + run);
+    /* "Data" is always true, and nobody need wait to hear it. */
+    if (r == -1 && errno == ENOTCONN)
+      r = nc_extents_append (extents, at + run - nc_extents_next (extents),
+                             0);
+  }
+  leave (export, view, NC_VIEW_READ);
+  return r;
+}
+
+int
+nc_chain_owner (struct nc_chain *chain, uint64_t offset, uint64_t count,
+                int *layer, uint64_t *run)
+{
+  struct nc_export disk = { .chain = chain };
+  struct nc_view *view = enter (&disk, NC_VIEW_READ);
+  int r;
+
+  if (view == NULL)
+    return -1;
+  r = find (&disk, view, offset, count, layer, run);
+  leave (&disk, view, NC_VIEW_READ);
+  return r;
+}

@@ -1,0 +1,61 @@
+# SPDX-License-Identifier: BSD-3-Clause
+# Copyright (C) 2026 The nbdchain authors
+#
+# Macros of configure that collect everything that is missing, so that one
+# run of configure names it all instead of stopping at the first.
+
+# NC_MISSING(WHAT, DEBIAN-PACKAGE)
+# Note that WHAT is missing and which package of Debian has it.
+AC_DEFUN([NC_MISSING], [
+  nc_missing="$nc_missing
+    $1 (Debian package: $2)"
+  AS_CASE([" $nc_missing_packages "], [*" $2 "*], [],
+          [nc_missing_packages="$nc_missing_packages $2"])
+])
+
+# NC_REQUIRE_MODULE(VARIABLE, MODULE, MINIMUM, DEBIAN-PACKAGE, PURPOSE)
+# Set VARIABLE_CFLAGS and VARIABLE_LIBS from pkg-config's MODULE.
+AC_DEFUN([NC_REQUIRE_MODULE], [
+  PKG_CHECK_MODULES([$1], [$2 >= $3], [:], [
+    nc_found=`$PKG_CONFIG --modversion $2 2>/dev/null`
+    AS_IF([test -n "$nc_found"],
+          [NC_MISSING([$2 >= $3, $5: version $nc_found is too old], [$4])],
+          [NC_MISSING([$2 >= $3, $5], [$4])])
+  ])
+])
+
+# NC_REQUIRE_PROG(VARIABLE, PROGRAM, DEBIAN-PACKAGE, PURPOSE)
+AC_DEFUN([NC_REQUIRE_PROG], [
+  AC_PATH_PROG([$1], [$2], [no], [$PATH:/usr/sbin:/sbin])
+  AS_IF([test "x$$1" = xno], [NC_MISSING([the program $2, $4], [$3])])
+])
+
+# NC_REPORT_MISSING
+# Stop if anything was missing, naming all of it.
+AC_DEFUN([NC_REPORT_MISSING], [
+  AS_IF([test -n "$nc_missing"], [
+    AC_MSG_ERROR([some of what nbdchain needs is missing:
+$nc_missing
+
+  On Debian, install it with:
+
+    apt-get install$nc_missing_packages
+
+  or install all that the build and the tests use with scripts/setup.])
+  ])
+])
+
+# NC_EXPAND_DIR(VARIABLE, DIRECTORY)
+# Set VARIABLE to DIRECTORY with ${prefix} and the like expanded.
+AC_DEFUN([NC_EXPAND_DIR], [
+  nc_prefix=$prefix
+  nc_exec_prefix=$exec_prefix
+  AS_IF([test "x$prefix" = xNONE], [prefix=$ac_default_prefix])
+  AS_IF([test "x$exec_prefix" = xNONE], [exec_prefix=$prefix])
+  $1=$2
+  while :; do
+    AS_CASE([$$1], [*\@S|@*], [eval "$1=\"$$1\""], [break])
+  done
+  prefix=$nc_prefix
+  exec_prefix=$nc_exec_prefix
+])

@@ -1,0 +1,473 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* Copyright (C) 2026 The nbdchain authors */
+
+/* The nbdkit plugin: options and callbacks, nothing else.
+ *
+ * Order of start-up (nbdkit 1.32): .get_ready opens and locks the images and
+ * probes remotes, so that an error still reaches the user; threads and
+ * connections start in .after_fork.  "nbdchain serve" hands over one end of
+ * a socket pair (keeper=) and the memory that outlives this process
+ * (memory=).
+ */
+
+#include <config.h>
+
+#include <errno.h>
+#include <fcntl.h>
+#include <inttypes.h>
+#include <stdbool.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#define NBDKIT_API_VERSION 2
+#include <nbdkit-plugin.h>
+
+#include "chain.h"
+#include "ref.h"
+#include "report.h"
+#include "supervise.h"
+
+#define THREAD_MODEL NBDKIT_THREAD_MODEL_PARALLEL
+#define MAX_WAITING_DEFAULT 15  /* one less than nbdkit's default threads */
+
+enum detect_zeroes { DETECT_OFF, DETECT_ON, DETECT_UNMAP };
+
+static struct {
+  char *image;
+  char *format;
+  char *base;
+  struct nc_allow *allow;
+  unsigned retry, max_waiting;
+  enum detect_zeroes detect_zeroes;
+  int follow, read_only;
+  int keeper_fd, memory_fd;
+} config = {
+  .retry = NC_RETRY_DEFAULT,
+  .max_waiting = MAX_WAITING_DEFAULT,
+  .keeper_fd = -1,
+  .memory_fd = -1,
+};
+
+static struct nc_chain *chain;
+static struct nc_supervise *supervise;
+
+static void
+to_nbdkit (enum nc_report_level level, const char *fmt, va_list args)
+{
+  if (level == NC_REPORT_ERROR)
+    nbdkit_verror (fmt, args);
+  else
+    nbdkit_vdebug (fmt, args);
+}
+
+static void
+chain_load (void)
+{
+  nc_report_to (to_nbdkit);
+  config.allow = nc_allow_new ();
+}
+
+static void
+chain_unload (void)
+{
+  nc_supervise_end (supervise);
+  if (chain)
+    nc_chain_stop (chain);
+  nc_chain_close (chain);
+  nc_allow_free (config.allow);
+  free (config.image);
+  free (config.format);
+  free (config.base);
+}
+
+/* Options. */
+
+static int
+config_string (const char *key, const char *value, char **to)
+{
+  if (*to) {
+    nbdkit_error ("%s= was given twice, '%s' and '%s'", key, *to, value);
+    return -1;
+  }
+  *to = strdup (value);
+  if (*to == NULL) {
+    nbdkit_error ("%s=: %m", key);
+    return -1;
+  }
+  return 0;
+}
+
+static int
+config_detect_zeroes (const char *value)
+{
+  static const char *const words[] = {
+    [DETECT_OFF] = "off", [DETECT_ON] = "on", [DETECT_UNMAP] = "unmap",
+  };
+
+  for (unsigned i = 0; i < sizeof words / sizeof words[0]; ++i)
+    if (strcmp (value, words[i]) == 0) {
+      config.detect_zeroes = i;
+      return 0;
+    }
+  nbdkit_error ("detect-zeroes=%s: must be off, on or unmap", value);
+  return -1;
+}
+
+static int
+config_bool (const char *value, int *to)
+{
+  *to = nbdkit_parse_bool (value);
+  return *to == -1 ? -1 : 0;
+}
+
+/* A file descriptor from "nbdchain serve", not for our own children. */
+static int
+config_fd (const char *key, const char *value, int *fd)
+{
+  if (nbdkit_parse_int (key, value, fd) == -1)
+    return -1;
+  if (fcntl (*fd, F_SETFD, FD_CLOEXEC) == -1) {
+    nbdkit_error ("%s=%d: %m", key, *fd);
+    return -1;
+  }
+  return 0;
+}
+
+static int
+chain_config (const char *key, const char *value)
+{
+  if (strcmp (key, "image") == 0) {
+    char *path = nbdkit_realpath (value);
+    int r = path ? config_string (key, path, &config.image) : -1;
+
+    free (path);
+    return r;
+  }
+  if (strcmp (key, "format") == 0)
+    return config_string (key, value, &config.format);
+  if (strcmp (key, "base") == 0)
+    return config_string (key, value, &config.base);
+  if (strcmp (key, "allow") == 0)
+    return config.allow ? nc_allow_add (config.allow, value) : -1;
+  if (strcmp (key, "retry") == 0)
+    return nbdkit_parse_unsigned (key, value, &config.retry);
+  if (strcmp (key, "max-waiting") == 0)
+    return nbdkit_parse_unsigned (key, value, &config.max_waiting);
+  if (strcmp (key, "detect-zeroes") == 0)
+    return config_detect_zeroes (value);
+  if (strcmp (key, "follow") == 0)
+    return config_bool (value, &config.follow);
+  if (strcmp (key, "read-only") == 0)
+    return config_bool (value, &config.read_only);
+  if (strcmp (key, "keeper") == 0)
+    return config_fd (key, value, &config.keeper_fd);
+  if (strcmp (key, "memory") == 0)
+    return config_fd (key, value, &config.memory_fd);
+  nbdkit_error ("unknown parameter '%s'; see nbdkit-chain-plugin(1)", key);
+  return -1;
+}
+
+static int
+chain_config_complete (void)
+{
+  if (config.image == NULL) {
+    nbdkit_error ("name the top image of the chain: nbdkit chain IMAGE");
+    return -1;
+  }
+  return 0;
+}
+
+#define chain_config_help \
+  "[image=]<IMAGE>       (required) The top image of the chain.\n" \
+  "format=<FORMAT>       Its format, fvd or raw (default: fvd).\n" \
+  "allow=<DIR>|<URI>     Follow references in images to this place, too;\n" \
+  "                      may be repeated.\n" \
+  "base=<REFERENCE>      Use this base in place of the one in the lowest\n" \
+  "                      image: a file, an NBD URI or '[ command args ]'.\n" \
+  "retry=<SECONDS>       How long requests wait for a remote that cannot be\n" \
+  "                      reached; 0 is for ever (default: 60).\n" \
+  "max-waiting=<N>       How many requests of a connection may wait for a\n" \
+  "                      remote; 0 is no limit (default: 15).\n" \
+  "detect-zeroes=off|on|unmap\n" \
+  "                      Store written zeros as zeros (default: off).\n" \
+  "follow=<BOOL>         If the image was retired, serve the one that took\n" \
+  "                      over (default: false).\n" \
+  "read-only=<BOOL>      Open the image for reading only (default: false, but\n" \
+  "                      true where it cannot be written).  nbdkit -r alone\n" \
+  "                      only keeps clients from writing.\n" \
+  "keeper=<FD>, memory=<FD>\n" \
+  "                      Used by \"nbdchain serve\".\n"
+
+/* Start and stop. */
+
+/* On read-only media, or without the permission to write. */
+static bool
+cannot_be_written (void)
+{
+  if (access (config.image, W_OK) == 0 ||
+      (errno != EROFS && errno != EACCES && errno != EPERM))
+    return false;
+  nbdkit_debug ("%s: %m: serving it read-only", config.image);
+  return true;
+}
+
+static int
+chain_get_ready (void)
+{
+  struct nc_chain_options opts = {
+    .image = config.image,
+    .format = config.format,
+    .base = config.base,
+    .allow = config.allow,
+    .retry = config.retry,
+    .memory_fd = config.memory_fd,
+    .read_only = config.read_only || cannot_be_written (),
+    .follow = config.follow,
+  };
+
+  chain = nc_chain_open (&opts);
+  return chain ? 0 : -1;
+}
+
+static int
+stop (void *opaque __attribute__ ((__unused__)))
+{
+  return nc_chain_stop (chain);
+}
+
+static int
+chain_after_fork (void)
+{
+  if (nc_chain_start (chain) == -1)
+    return -1;
+  if (config.keeper_fd >= 0) {
+    supervise = nc_supervise_start (config.keeper_fd, stop, NULL);
+    if (supervise == NULL)
+      return -1;
+  }
+  return 0;
+}
+
+/* Exports. */
+
+static int
+chain_list_exports (int readonly __attribute__ ((__unused__)),
+                    int is_tls __attribute__ ((__unused__)),
+                    struct nbdkit_exports *exports)
+{
+  const size_t n = nc_chain_n_layers (chain);
+
+  if (nbdkit_add_export (exports, "disk", "the disk") == -1)
+    return -1;
+  for (size_t i = 1; i < n; ++i)
+    if (nbdkit_add_export (exports, nc_chain_layer_name (chain, i),
+                           "the disk as it was under this layer's overlay, "
+                           "read-only") == -1)
+      return -1;
+  return 0;
+}
+
+static const char *
+chain_default_export (int readonly __attribute__ ((__unused__)),
+                      int is_tls __attribute__ ((__unused__)))
+{
+  return "disk";
+}
+
+static void *
+chain_open (int readonly __attribute__ ((__unused__)))
+{
+  return nc_export_open (chain, nbdkit_export_name (), config.max_waiting);
+}
+
+static void
+chain_close (void *handle)
+{
+  nc_export_close (handle);
+}
+
+static const char *
+chain_export_description (void *handle)
+{
+  const char *uuid = nc_export_uuid (handle);
+
+  return *uuid ? nbdkit_printf_intern ("nbdchain disk %s", uuid) : NULL;
+}
+
+static int64_t
+chain_get_size (void *handle)
+{
+  return nc_export_size (handle);
+}
+
+static int
+chain_block_size (void *handle, uint32_t *minimum, uint32_t *preferred,
+                  uint32_t *maximum)
+{
+  *minimum = 1;
+  *preferred = nc_export_block_size (handle);
+  *maximum = 64 * 1024 * 1024;
+  return 0;
+}
+
+static int
+chain_can_write (void *handle)
+{
+  return nc_export_is_writable (handle);
+}
+
+static int
+chain_yes (void *handle __attribute__ ((__unused__)))
+{
+  return 1;
+}
+
+static int
+chain_can_cache (void *handle __attribute__ ((__unused__)))
+{
+  return NBDKIT_CACHE_NATIVE;
+}
+
+static int
+chain_can_fua (void *handle __attribute__ ((__unused__)))
+{
+  return NBDKIT_FUA_NATIVE;
+}
+
+/* Requests. */
+
+static unsigned
+request_flags (uint32_t flags)
+{
+  return (flags & NBDKIT_FLAG_FUA ? NC_REQ_FUA : 0) |
+    (flags & NBDKIT_FLAG_MAY_TRIM ? NC_REQ_MAY_TRIM : 0) |
+    (flags & NBDKIT_FLAG_FAST_ZERO ? NC_REQ_FAST : 0);
+}
+
+static int
+chain_pread (void *handle, void *buf, uint32_t count, uint64_t offset,
+             uint32_t flags __attribute__ ((__unused__)))
+{
+  return nc_export_pread (handle, buf, count, offset);
+}
+
+static bool
+is_zero (const char *buf, size_t count)
+{
+  return *buf == 0 && memcmp (buf, buf + 1, count - 1) == 0;
+}
+
+static int
+chain_pwrite (void *handle, const void *buf, uint32_t count,
+              uint64_t offset, uint32_t flags)
+{
+  unsigned f = request_flags (flags);
+
+  if (config.detect_zeroes != DETECT_OFF && is_zero (buf, count)) {
+    if (config.detect_zeroes == DETECT_UNMAP)
+      f |= NC_REQ_MAY_TRIM;
+    return nc_export_zero (handle, offset, count, f);
+  }
+  return nc_export_pwrite (handle, buf, count, offset, f);
+}
+
+static int
+chain_zero (void *handle, uint32_t count, uint64_t offset, uint32_t flags)
+{
+  return nc_export_zero (handle, offset, count, request_flags (flags));
+}
+
+static int
+chain_trim (void *handle, uint32_t count, uint64_t offset, uint32_t flags)
+{
+  return nc_export_trim (handle, offset, count, request_flags (flags));
+}
+
+static int
+chain_flush (void *handle, uint32_t flags __attribute__ ((__unused__)))
+{
+  return nc_export_flush (handle);
+}
+
+static int
+chain_cache (void *handle, uint32_t count, uint64_t offset,
+             uint32_t flags __attribute__ ((__unused__)))
+{
+  return nc_export_populate (handle, offset, count);
+}
+
+static int
+add_extents (struct nbdkit_extents *to, const struct nc_extents *from,
+             bool one)
+{
+  for (size_t i = 0; i < (one ? 1 : from->n); ++i) {
+    const struct nc_extent *e = &from->v[i];
+
+    if (nbdkit_add_extent (to, e->offset, e->count,
+                           (e->type & NC_EXTENT_HOLE ?
+                            NBDKIT_EXTENT_HOLE : 0) |
+                           (e->type & NC_EXTENT_ZERO ?
+                            NBDKIT_EXTENT_ZERO : 0)) == -1)
+      return -1;
+  }
+  return 0;
+}
+
+static int
+chain_extents (void *handle, uint32_t count, uint64_t offset,
+               uint32_t flags, struct nbdkit_extents *extents)
+{
+  const bool one = flags & NBDKIT_FLAG_REQ_ONE;
+  struct nc_extents list;
+  int r;
+
+  nc_extents_init (&list, offset, count);
+  r = nc_export_extents (handle, &list, one);
+  if (r == 0)
+    r = add_extents (extents, &list, one);
+  nc_extents_free (&list);
+  return r;
+}
+
+static struct nbdkit_plugin plugin = {
+  .name = "chain",
+  .longname = "nbdchain copy-on-write chain",
+  .version = PACKAGE_VERSION,
+  .description = "Serve a chain of copy-on-write images as one disk.",
+  .load = chain_load,
+  .unload = chain_unload,
+  .config = chain_config,
+  .config_complete = chain_config_complete,
+  .config_help = chain_config_help,
+  .magic_config_key = "image",
+  .get_ready = chain_get_ready,
+  .after_fork = chain_after_fork,
+  .list_exports = chain_list_exports,
+  .default_export = chain_default_export,
+  .open = chain_open,
+  .close = chain_close,
+  .export_description = chain_export_description,
+  .get_size = chain_get_size,
+  .block_size = chain_block_size,
+  .can_write = chain_can_write,
+  .can_flush = chain_can_write,
+  .can_trim = chain_can_write,
+  .can_zero = chain_can_write,
+  .can_fast_zero = chain_can_write,
+  .can_extents = chain_yes,
+  .can_cache = chain_can_cache,
+  .can_fua = chain_can_fua,
+  .can_multi_conn = chain_yes,
+  .pread = chain_pread,
+  .pwrite = chain_pwrite,
+  .zero = chain_zero,
+  .trim = chain_trim,
+  .flush = chain_flush,
+  .cache = chain_cache,
+  .extents = chain_extents,
+  .errno_is_preserved = 1,
+};
+
+NBDKIT_REGISTER_PLUGIN (plugin)

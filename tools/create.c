@@ -1,0 +1,195 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* Copyright (C) 2026 The nbdchain authors */
+
+/* "nbdchain create": its options, and what it says about the new image. */
+
+#include <config.h>
+
+#include "tools.h"
+
+#include <getopt.h>
+#include <inttypes.h>
+#include <string.h>
+
+#include "checked.h"
+#include "image.h"
+#include "ref.h"
+#include "report.h"
+
+static const char help[] =
+  "nbdchain create: make an image\n"
+  "\n"
+  "Usage: nbdchain create [OPTIONS] IMAGE [SIZE]\n"
+  "\n"
+  "Makes the fvd image IMAGE, empty, or on top of a backing that is not\n"
+  "changed.  SIZE is in bytes, or with K, M, G, T or P (powers of 1024);\n"
+  "without it the image is as large as its backing.\n"
+  "\n"
+  "  -b, --backing=REF      what the image reads through to: a file, an NBD\n"
+  "                         URI, or \"[ command args ]\"\n"
+  "  -F, --backing-format=FORMAT\n"
+  "                         raw or fvd; always needed with -b\n"
+  "      --block-size=N     unit of allocation, a power of two (default: 4K,\n"
+  "                         more on disks beyond 1T)\n"
+  "      --journal-size=N   room for the journal, 16K to 1G (default: 1M)\n"
+  "      --json             describe the new image as JSON\n"
+  "  -h, --help             show this\n"
+  "\n"
+  "Example:\n"
+  "  nbdchain create -b nbd://server/base -F raw top.fvd\n";
+
+enum { OPT_BLOCK_SIZE = 256, OPT_JOURNAL_SIZE, OPT_JSON };
+
+static const struct option options[] = {
+  { "backing", required_argument, NULL, 'b' },
+  { "backing-format", required_argument, NULL, 'F' },
+  { "block-size", required_argument, NULL, OPT_BLOCK_SIZE },
+  { "journal-size", required_argument, NULL, OPT_JOURNAL_SIZE },
+  { "json", no_argument, NULL, OPT_JSON },
+  { "help", no_argument, NULL, 'h' },
+  { NULL, 0, NULL, 0 }
+};
+
+/* What does not go together, before anything is touched. */
+static int
+check_options (const struct nc_image_create_options *opts)
+{
+  if (opts->backing != NULL && opts->backing_format == NULL) {
+    nc_error ("-b needs -F raw or -F fvd: the format of a backing is never"
+              " guessed, because a guest can write anything into a raw disk");
+    return -1;
+  }
+  if (opts->backing == NULL && opts->backing_format != NULL) {
+    nc_error ("-F is the format of a backing, and there is no -b");
+    return -1;
+  }
+  if (opts->backing == NULL && !opts->has_size) {
+    nc_error ("give the SIZE of the disk, or a backing (-b) to take it from");
+    return -1;
+  }
+  return 0;
+}
+
+static int
+print_created_json (const struct nc_image_info *info)
+{
+  return print_json (json_pack ("{s:o, s:I, s:I, s:I, s:s, s:o, s:o}",
+                                "path", json_text (info->path),
+                                "size", (json_int_t) info->size,
+                                "block_size", (json_int_t) info->block_size,
+                                "journal_size",
+                                (json_int_t) info->journal_size,
+                                "uuid", info->uuid,
+                                "backing", json_text (info->backing),
+                                "backing_format",
+                                json_text (info->backing_format)));
+}
+
+static void
+print_created (const struct nc_image_info *info,
+               const struct nc_image_create_options *opts)
+{
+  char size[SIZE_TEXT], block_size[SIZE_TEXT];
+
+  fputs ("Created ", stdout);
+  print_text (stdout, opts->path);
+  printf (": %s (%" PRIu64 " bytes), blocks of %s",
+          size_text (info->size, size), info->size,
+          size_text (info->block_size, block_size));
+  if (!info->has_backing) {
+    fputs (", no backing\n", stdout);
+    return;
+  }
+  fputs (",\non top of ", stdout);
+  print_text (stdout, *info->backing ? info->backing : opts->backing);
+  printf (" (%s)\n", opts->backing_format);
+  if (*info->backing == '\0') {
+    fputs ("An image records no command: name it whenever the image is used,"
+           "\n  --base '", stdout);
+    print_text (stdout, opts->backing);
+    fputs ("'\n", stdout);
+  }
+}
+
+static int
+create (const struct nc_image_create_options *opts, bool json)
+{
+  struct nc_image_info info = { 0 };
+  int status = EXIT_DONE;
+
+  if (nc_image_create (opts) == -1)
+    return EXIT_FAILED;
+  if (nc_image_inspect (opts->path, NULL, &info) == -1)
+    return EXIT_FAILED;
+  if (json)
+    status = print_created_json (&info);
+  else
+    print_created (&info, opts);
+  nc_image_info_free (&info);
+  return status;
+}
+
+int
+create_main (int argc, char *argv[])
+{
+  struct nc_image_create_options opts = { 0 };
+  bool json = false;
+  uint64_t size;
+  int c;
+
+  while ((c = getopt_long (argc, argv, "b:F:h", options, NULL)) != -1)
+    switch (c) {
+    case 'b':
+      opts.backing = optarg;
+      break;
+    case 'F':
+      opts.backing_format = optarg;
+      break;
+    case OPT_BLOCK_SIZE:
+      if (parse_size ("--block-size", optarg, &size) == -1)
+        return EXIT_USAGE;
+      if (!nc_is_power_of_2 (size) || size > UINT32_MAX) {
+        nc_error ("--block-size: '%s' is not allowed: it must be a power of"
+                  " two, from 4K to 2M", optarg);
+        return EXIT_USAGE;
+      }
+      opts.block_size = (uint32_t) size;
+      break;
+    case OPT_JOURNAL_SIZE:
+      if (parse_size ("--journal-size", optarg, &opts.journal_size) == -1)
+        return EXIT_USAGE;
+      if (opts.journal_size == 0) {
+        nc_error ("--journal-size: '%s' is not allowed: an image cannot do"
+                  " without a journal", optarg);
+        return EXIT_USAGE;
+      }
+      break;
+    case OPT_JSON:
+      json = true;
+      break;
+    case 'h':
+      fputs (help, stdout);
+      return EXIT_DONE;
+    default:
+      return usage_error (argv[0]);
+    }
+
+  if (optind == argc) {
+    nc_error ("the name of the IMAGE to make is missing");
+    return usage_error (argv[0]);
+  }
+  opts.path = argv[optind++];
+  if (optind < argc) {
+    if (parse_size ("SIZE", argv[optind++], &opts.size) == -1)
+      return EXIT_USAGE;
+    opts.has_size = true;
+  }
+  if (optind < argc) {
+    nc_error ("'%s' is one argument too many: IMAGE and SIZE are all",
+              argv[optind]);
+    return usage_error (argv[0]);
+  }
+  if (check_options (&opts) == -1)
+    return usage_error (argv[0]);
+  return create (&opts, json);
+}

@@ -1,0 +1,332 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* Copyright (C) 2026 The nbdchain authors */
+
+/* The socket that "nbdchain serve" listens on.  A Unix socket is never open
+ * to more users than asked for, not even for a moment, and what lies in its
+ * place is removed only if it is a socket that nobody listens on. */
+
+#include <config.h>
+
+#include "serve.h"
+
+#include <errno.h>
+#include <netdb.h>
+#include <netinet/in.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/un.h>
+#include <unistd.h>
+
+#include "report.h"
+#include "scope.h"
+
+/* TEXT with all but unreserved characters and '/' as %XX.  NULL if out of
+ * memory. */
+static char *
+percent_encode (const char *text)
+{
+  static const char plain[] =
+    "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-._~/";
+  char *out = malloc (3 * strlen (text) + 1), *p = out;
+
+  if (out == NULL)
+    return NULL;
+  for (; *text; text++)
+    if (strchr (plain, *text))
+      *p++ = *text;
+    else
+      p += sprintf (p, "%%%02X", (unsigned char) *text);
+  *p = '\0';
+  return out;
+}
+
+static char *
+absolute_path (const char *path)
+{
+  NC_FREE char *cwd = NULL;
+  char *absolute;
+
+  if (path[0] == '/')
+    return strdup (path);
+  cwd = getcwd (NULL, 0);
+  if (cwd == NULL || asprintf (&absolute, "%s/%s", cwd, path) == -1)
+    return NULL;
+  return absolute;
+}
+
+/* A new directory that only we can enter, for "socket". */
+static int
+make_private_dir (struct listener *listener)
+{
+  const char *base = getenv ("XDG_RUNTIME_DIR");
+
+  if (base == NULL || base[0] != '/' || access (base, W_OK) == -1)
+    base = getenv ("TMPDIR");
+  if (base == NULL || base[0] != '/')
+    base = "/tmp";
+  if (asprintf (&listener->private_dir, "%s/nbdchain-XXXXXX", base) == -1) {
+    listener->private_dir = NULL;
+    nc_error ("out of memory");
+    return -1;
+  }
+  if (mkdtemp (listener->private_dir) == NULL) {
+    nc_error ("cannot make a directory for the socket in %s: %m", base);
+    free (listener->private_dir);
+    listener->private_dir = NULL;
+    return -1;
+  }
+  if (asprintf (&listener->path, "%s/socket", listener->private_dir) == -1) {
+    listener->path = NULL;
+    nc_error ("out of memory");
+    return -1;
+  }
+  return 0;
+}
+
+/* Remove a socket that nobody listens on. */
+static int
+remove_stale (const struct sockaddr_un *addr)
+{
+  NC_CLOSE int fd = -1;
+  struct stat st;
+
+  if (lstat (addr->sun_path, &st) == -1) {
+    if (errno == ENOENT)
+      return 0;
+    nc_error ("socket %s: %m", addr->sun_path);
+    return -1;
+  }
+  if (!S_ISSOCK (st.st_mode)) {
+    nc_error ("socket %s: there is something else of that name, which is "
+              "not removed", addr->sun_path);
+    return -1;
+  }
+  fd = socket (AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+  if (fd == -1) {
+    nc_error ("socket: %m");
+    return -1;
+  }
+  /* EAGAIN: somebody listens, but has no time. */
+  if (connect (fd, (const struct sockaddr *) addr, sizeof *addr) == 0 ||
+      errno == EAGAIN) {
+    nc_error ("socket %s: another server listens there", addr->sun_path);
+    return -1;
+  }
+  if (errno == ENOENT)
+    return 0;
+  if (errno != ECONNREFUSED || unlink (addr->sun_path) == -1) {
+    nc_error ("socket %s is there already and cannot be replaced: %m",
+              addr->sun_path);
+    return -1;
+  }
+  return 0;
+}
+
+static int
+bind_unix (struct listener *listener, mode_t mode)
+{
+  struct sockaddr_un addr = { .sun_family = AF_UNIX };
+  struct stat st;
+  mode_t mask;
+  int r;
+
+  if (strlen (listener->path) >= sizeof addr.sun_path) {
+    nc_error ("socket %s: the path has %zu bytes, but only %zu fit the "
+              "address of a socket", listener->path, strlen (listener->path),
+              sizeof addr.sun_path - 1);
+    return -1;
+  }
+  strcpy (addr.sun_path, listener->path);
+  if (remove_stale (&addr) == -1)
+    return -1;
+  listener->fd = socket (AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+  if (listener->fd == -1) {
+    nc_error ("socket: %m");
+    return -1;
+  }
+  mask = umask (077);
+  r = bind (listener->fd, (struct sockaddr *) &addr, sizeof addr);
+  umask (mask);
+  if (r == -1) {
+    nc_error ("socket %s: %m", listener->path);
+    return -1;
+  }
+  if (lstat (listener->path, &st) == -1) {
+    nc_error ("socket %s: %m", listener->path);
+    return -1;
+  }
+  listener->dev = st.st_dev;
+  listener->ino = st.st_ino;
+  if (chmod (listener->path, mode) == -1 ||
+      listen (listener->fd, SOMAXCONN) == -1) {
+    nc_error ("socket %s: %m", listener->path);
+    return -1;
+  }
+  return 0;
+}
+
+int
+listener_open_unix (struct listener *listener, const char *path, mode_t mode)
+{
+  NC_FREE char *encoded = NULL;
+
+  *listener = (struct listener) { .fd = -1 };
+  if (path == NULL) {
+    if (make_private_dir (listener) == -1)
+      goto fail;
+  }
+  else {
+    listener->path = absolute_path (path);
+    if (listener->path == NULL) {
+      nc_error ("socket %s: %m", path);
+      goto fail;
+    }
+  }
+  if (bind_unix (listener, mode) == -1)
+    goto fail;
+  encoded = percent_encode (listener->path);
+  if (encoded == NULL ||
+      asprintf (&listener->uri, "nbd+unix:///?socket=%s", encoded) == -1) {
+    listener->uri = NULL;
+    nc_error ("out of memory");
+    goto fail;
+  }
+  return 0;
+
+ fail:
+  listener_close (listener);
+  return -1;
+}
+
+/* Bind to one of the addresses that a host name stands for. */
+static int
+bind_tcp (struct listener *listener, const struct addrinfo *addrs)
+{
+  const struct addrinfo *ai;
+  int one = 1;
+
+  for (ai = addrs; ai; ai = ai->ai_next) {
+    listener->fd = socket (ai->ai_family, ai->ai_socktype | SOCK_CLOEXEC,
+                           ai->ai_protocol);
+    if (listener->fd == -1)
+      continue;
+    setsockopt (listener->fd, SOL_SOCKET, SO_REUSEADDR, &one, sizeof one);
+    if (bind (listener->fd, ai->ai_addr, ai->ai_addrlen) == 0 &&
+        listen (listener->fd, SOMAXCONN) == 0)
+      return 0;
+    {
+      int err = errno;
+
+      close (listener->fd);
+      listener->fd = -1;
+      errno = err;
+    }
+  }
+  return -1;
+}
+
+/* Whether the socket listens on every address of the machine. */
+static bool
+is_wildcard (const struct sockaddr_storage *ss)
+{
+  if (ss->ss_family == AF_INET)
+    return ((const struct sockaddr_in *) ss)->sin_addr.s_addr ==
+      htonl (INADDR_ANY);
+  return ss->ss_family == AF_INET6 &&
+    IN6_IS_ADDR_UNSPECIFIED (&((const struct sockaddr_in6 *) ss)->sin6_addr);
+}
+
+static int
+make_tcp_uri (struct listener *listener)
+{
+  struct sockaddr_storage ss;
+  socklen_t len = sizeof ss;
+  char host[NI_MAXHOST], port[NI_MAXSERV];
+  NC_FREE char *encoded = NULL;
+  bool is_v6;
+  int r;
+
+  if (getsockname (listener->fd, (struct sockaddr *) &ss, &len) == -1) {
+    nc_error ("getsockname: %m");
+    return -1;
+  }
+  r = getnameinfo ((struct sockaddr *) &ss, len, host, sizeof host,
+                   port, sizeof port, NI_NUMERICHOST | NI_NUMERICSERV);
+  if (r != 0) {
+    nc_error ("getnameinfo: %s", gai_strerror (r));
+    return -1;
+  }
+  if (is_wildcard (&ss))
+    strcpy (host, "localhost");
+  is_v6 = strchr (host, ':') != NULL;
+  /* Of an IPv6 address only the '%' of a scope must be encoded. */
+  encoded = is_v6 ? strdup (host) : percent_encode (host);
+  if (encoded && is_v6 && strchr (host, '%')) {
+    free (encoded);
+    if (asprintf (&encoded, "%.*s%%25%s", (int) strcspn (host, "%"), host,
+                  strchr (host, '%') + 1) == -1)
+      encoded = NULL;
+  }
+  if (encoded == NULL ||
+      asprintf (&listener->uri, "nbd://%s%s%s:%s/", is_v6 ? "[" : "",
+                encoded, is_v6 ? "]" : "", port) == -1) {
+    listener->uri = NULL;
+    nc_error ("out of memory");
+    return -1;
+  }
+  return 0;
+}
+
+int
+listener_open_tcp (struct listener *listener, const char *address,
+                   const char *port)
+{
+  struct addrinfo hints = {
+    .ai_flags = AI_PASSIVE | AI_NUMERICSERV,
+    .ai_socktype = SOCK_STREAM,
+  };
+  struct addrinfo *addrs;
+  int r;
+
+  *listener = (struct listener) { .fd = -1 };
+  r = getaddrinfo (address, port, &hints, &addrs);
+  if (r != 0) {
+    nc_error ("address %s: %s", address,
+              r == EAI_SYSTEM ? strerror (errno) : gai_strerror (r));
+    return -1;
+  }
+  r = bind_tcp (listener, addrs);
+  freeaddrinfo (addrs);
+  if (r == -1) {
+    nc_error ("cannot listen on port %s of address %s: %m", port, address);
+    return -1;
+  }
+  if (make_tcp_uri (listener) == -1) {
+    listener_close (listener);
+    return -1;
+  }
+  return 0;
+}
+
+void
+listener_close (struct listener *listener)
+{
+  struct stat st;
+
+  if (listener->fd >= 0)
+    close (listener->fd);
+  /* Somebody may have replaced it. */
+  if (listener->path && listener->ino != 0 &&
+      lstat (listener->path, &st) == 0 &&
+      st.st_dev == listener->dev && st.st_ino == listener->ino)
+    unlink (listener->path);
+  if (listener->private_dir)
+    rmdir (listener->private_dir);
+  free (listener->uri);
+  free (listener->path);
+  free (listener->private_dir);
+  *listener = (struct listener) { .fd = -1 };
+}

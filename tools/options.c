@@ -1,0 +1,139 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* Copyright (C) 2026 The nbdchain authors */
+
+/* Values on the command line, parsed once for all subcommands: a value that
+ * makes no sense is named in the message, beside what is allowed. */
+
+#include <config.h>
+
+#include "tools.h"
+
+#include <errno.h>
+#include <inttypes.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "chain.h"
+#include "checked.h"
+#include "ref.h"
+#include "report.h"
+
+int
+usage_error (const char *command)
+{
+  fprintf (stderr, "Try '%s --help'.\n", command);
+  return EXIT_USAGE;
+}
+
+/* The factor that SUFFIX stands for ("", "K", "k", "KiB", ...); 0 if it is
+ * none. */
+static uint64_t
+suffix_factor (const char *suffix)
+{
+  static const char letters[] = "KMGTP";
+  const char *letter;
+  char upper;
+
+  if (*suffix == '\0')
+    return 1;
+  upper = *suffix >= 'a' && *suffix <= 'z' ? *suffix - 'a' + 'A' : *suffix;
+  letter = strchr (letters, upper);
+  if (letter == NULL || (suffix[1] != '\0' && strcmp (suffix + 1, "iB") != 0))
+    return 0;
+  return UINT64_C (1024) << 10 * (letter - letters);
+}
+
+/* What the DIGITS behind the point of "1.5G" add, in bytes.  Digits beyond
+ * the 18th cannot matter. */
+static uint64_t
+parse_fraction (const char *digits, uint64_t factor)
+{
+  unsigned __int128 numerator = 0;
+  uint64_t denominator = 1;
+  int i;
+
+  for (i = 0; i < 18 && digits[i] >= '0' && digits[i] <= '9'; i++) {
+    numerator = 10 * numerator + (digits[i] - '0');
+    denominator *= 10;
+  }
+  return (uint64_t) (numerator * factor / denominator);
+}
+
+int
+parse_size (const char *what, const char *text, uint64_t *size)
+{
+  const char *suffix;
+  char *end;
+  uint64_t number, factor;
+
+  errno = 0;
+  number = strtoull (text, &end, 10);
+  suffix = end;
+  if (*suffix == '.')
+    suffix += 1 + strspn (suffix + 1, "0123456789");
+  factor = suffix_factor (suffix);
+  if (*text < '0' || *text > '9' || factor == 0
+      || (*end == '.' && factor == 1)) {
+    nc_error ("%s: '%s' is not a size: give bytes, or a number and one of"
+              " K, M, G, T, P (powers of 1024)", what, text);
+    return -1;
+  }
+  if (errno == ERANGE || number > NC_OFFSET_MAX / factor) {
+    nc_error ("%s: '%s' is too large: at most %" PRIu64 " bytes",
+              what, text, NC_OFFSET_MAX);
+    return -1;
+  }
+  *size = number * factor;
+  if (*end == '.')
+    *size += parse_fraction (end + 1, factor);
+  return 0;
+}
+
+int
+parse_number (const char *what, const char *text,
+              uint64_t min, uint64_t max, uint64_t *number)
+{
+  char *end;
+
+  errno = 0;
+  *number = strtoull (text, &end, 10);
+  if (*text < '0' || *text > '9' || *end != '\0' || errno == ERANGE
+      || *number < min || *number > max) {
+    nc_error ("%s: '%s' is not a number from %" PRIu64 " to %" PRIu64,
+              what, text, min, max);
+    return -1;
+  }
+  return 0;
+}
+
+void
+chain_args_free (struct chain_args *args)
+{
+  nc_allow_free (args->allow);
+  args->allow = NULL;
+}
+
+int
+chain_args_allow (struct chain_args *args, const char *text)
+{
+  if (args->allow == NULL) {
+    args->allow = nc_allow_new ();
+    if (args->allow == NULL)
+      return -1;
+  }
+  return nc_allow_add (args->allow, text);
+}
+
+struct nc_chain *
+chain_args_open (const struct chain_args *args, const char *image)
+{
+  return nc_chain_open (&(struct nc_chain_options) {
+      .image = image,
+      .base = args->base,
+      .allow = args->allow,
+      .retry = NC_RETRY_DEFAULT,
+      .memory_fd = -1,
+      .read_only = true,
+      .offline = true,
+    });
+}

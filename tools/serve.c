@@ -1,0 +1,371 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* Copyright (C) 2026 The nbdchain authors */
+
+/* "nbdchain serve": its options, and the command line of nbdkit that they
+ * make. */
+
+#include <config.h>
+
+#include "serve.h"
+
+#include <getopt.h>
+#include <inttypes.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "report.h"
+#include "scope.h"
+#include "tools.h"
+
+/* Threads of each connection.  More than requests that clients keep under
+ * way (the kernel's client 128, QEMU 16), so that requests which wait for a
+ * remote leave some for the others; each costs about 0.1 ms when a client
+ * connects, and nothing afterwards. */
+#define THREADS_DEFAULT 160
+#define THREADS_MAX 4096
+
+#define ADDRESS_DEFAULT "127.0.0.1"
+#define MODE_DEFAULT 0600
+
+static const char help[] =
+  "nbdchain serve: serve the disk to NBD clients\n"
+  "\n"
+  "Usage: nbdchain serve [OPTIONS] IMAGE [-- NBDKIT-OPTIONS...]\n"
+  "\n"
+  "Runs nbdkit in the foreground, and a new one should it crash.  Prints the\n"
+  "URI for clients once they can come.  SIGTERM or Ctrl-C make everything\n"
+  "durable and end it.\n"
+  "\n"
+  "Where to listen:\n"
+  "  -U, --unix SOCKET        a Unix socket (without -U and -p: one in a new\n"
+  "                           directory of its own)\n"
+  "      --socket-mode MODE   its permissions, octal (default 0600)\n"
+  "  -p, --port PORT          TCP instead; 0 takes any free port\n"
+  "  -i, --ipaddr ADDRESS     the address for -p (default 127.0.0.1: this\n"
+  "                           machine only; 0.0.0.0 or :: for every one)\n"
+  "\n"
+  "What to serve:\n"
+  "  -r, --read-only          nothing is written, not even to the image\n"
+  "      --allow DIR|URI      follow references in the images to files below\n"
+  "                           DIR, or to URI and exports below it; can be\n"
+  "                           repeated.  Without, only files below an\n"
+  "                           image's own directory are.\n"
+  "      --base REFERENCE     the base, in place of that named in the lowest\n"
+  "                           image\n"
+  "      --retry SECONDS      how long requests wait for a remote that is\n"
+  "                           away (default 60; 0 = for ever)\n"
+  "      --detect-zeroes off|on|unmap\n"
+  "                           store zeros that clients write as zeros;\n"
+  "                           unmap: also give their storage back\n"
+  "\n"
+  "How:\n"
+  "      --threads N          requests of a connection that are served at a\n"
+  "                           time, from 2 to 4096 (default 160)\n"
+  "      --json               print the URI as JSON\n"
+  "  -h, --help               show this\n"
+  "\n"
+  "What follows \"--\" goes to nbdkit: options, and parameters of filters.\n"
+  "\n"
+  "Examples:\n"
+  "  nbdchain serve top.fvd -U /run/vm.sock --allow nbd://server/\n"
+  "  nbdchain serve top.fvd -p 10809 -- --filter=stats statsfile=stats.txt\n";
+
+enum {
+  OPT_ALLOW = 256, OPT_BASE, OPT_RETRY, OPT_THREADS, OPT_DETECT_ZEROES,
+  OPT_JSON, OPT_SOCKET_MODE,
+};
+
+static const char short_options[] = "U:p:i:rh";
+static const struct option options[] = {
+  { "allow", required_argument, NULL, OPT_ALLOW },
+  { "base", required_argument, NULL, OPT_BASE },
+  { "detect-zeroes", required_argument, NULL, OPT_DETECT_ZEROES },
+  { "help", no_argument, NULL, 'h' },
+  { "ipaddr", required_argument, NULL, 'i' },
+  { "json", no_argument, NULL, OPT_JSON },
+  { "port", required_argument, NULL, 'p' },
+  { "read-only", no_argument, NULL, 'r' },
+  { "readonly", no_argument, NULL, 'r' },
+  { "retry", required_argument, NULL, OPT_RETRY },
+  { "socket-mode", required_argument, NULL, OPT_SOCKET_MODE },
+  { "threads", required_argument, NULL, OPT_THREADS },
+  { "unix", required_argument, NULL, 'U' },
+  { NULL, 0, NULL, 0 }
+};
+
+/* A growing list of arguments; NULL-terminated, the strings are its own. */
+struct args {
+  char **v;
+  size_t n;
+  bool failed;                  /* out of memory */
+};
+
+struct serve {
+  const char *socket, *port, *address;
+  mode_t socket_mode;
+  bool has_socket_mode;
+  bool read_only, json;
+  uint64_t threads;
+  struct args parameters;       /* KEY=VALUE for the plugin */
+  struct listener listener;
+};
+
+static void __attribute__ ((__format__ (printf, 2, 3)))
+add_arg (struct args *args, const char *fmt, ...)
+{
+  char **v = reallocarray (args->v, args->n + 2, sizeof *v);
+  va_list ap;
+  int r;
+
+  if (v == NULL) {
+    args->failed = true;
+    return;
+  }
+  args->v = v;
+  va_start (ap, fmt);
+  r = vasprintf (&v[args->n], fmt, ap);
+  va_end (ap);
+  if (r == -1)
+    args->failed = true;
+  else
+    args->n++;
+  v[args->n] = NULL;
+}
+
+static void
+free_args (struct args *args)
+{
+  size_t i;
+
+  for (i = 0; i < args->n; i++)
+    free (args->v[i]);
+  free (args->v);
+}
+
+static int
+parse_mode (const char *text, mode_t *mode)
+{
+  char *end;
+  unsigned long n = strtoul (text, &end, 8);
+
+  if (*text < '0' || *text > '7' || *end != '\0' || n > 0777) {
+    nc_error ("--socket-mode: '%s' is not a mode: give it in octal, from 0 "
+              "to 0777", text);
+    return -1;
+  }
+  *mode = n;
+  return 0;
+}
+
+static int
+parse_detect_zeroes (struct serve *serve, const char *text)
+{
+  if (strcmp (text, "off") != 0 && strcmp (text, "on") != 0 &&
+      strcmp (text, "unmap") != 0) {
+    nc_error ("--detect-zeroes: '%s' is not known: give off, on or unmap",
+              text);
+    return -1;
+  }
+  add_arg (&serve->parameters, "detect-zeroes=%s", text);
+  return 0;
+}
+
+/* Handle one option.  Returns -1, reported. */
+static int
+parse_option (struct serve *serve, int c, const char *value)
+{
+  uint64_t n;
+
+  switch (c) {
+  case 'U':
+    serve->socket = value;
+    return 0;
+  case 'p':
+    serve->port = value;
+    return parse_number ("--port", value, 0, 65535, &n);
+  case 'i':
+    serve->address = value;
+    return 0;
+  case 'r':
+    serve->read_only = true;
+    return 0;
+  case OPT_SOCKET_MODE:
+    serve->has_socket_mode = true;
+    return parse_mode (value, &serve->socket_mode);
+  case OPT_ALLOW:
+    add_arg (&serve->parameters, "allow=%s", value);
+    return 0;
+  case OPT_BASE:
+    add_arg (&serve->parameters, "base=%s", value);
+    return 0;
+  case OPT_RETRY:
+    if (parse_number ("--retry", value, 0, UINT32_MAX, &n) == -1)
+      return -1;
+    add_arg (&serve->parameters, "retry=%" PRIu64, n);
+    return 0;
+  case OPT_DETECT_ZEROES:
+    return parse_detect_zeroes (serve, value);
+  case OPT_THREADS:
+    return parse_number ("--threads", value, 2, THREADS_MAX,
+                         &serve->threads);
+  default:
+    serve->json = true;
+    return 0;
+  }
+}
+
+/* Options that make no sense together. */
+static int
+check_options (const struct serve *serve)
+{
+  if (serve->socket && serve->port) {
+    nc_error ("--unix and --port exclude each other");
+    return -1;
+  }
+  if (serve->socket && serve->socket[0] == '\0') {
+    nc_error ("--unix: the path of the socket is empty");
+    return -1;
+  }
+  if (serve->address && serve->port == NULL) {
+    nc_error ("--ipaddr is for TCP: give --port, too");
+    return -1;
+  }
+  if (serve->has_socket_mode && serve->port) {
+    nc_error ("--socket-mode is for a Unix socket, and --port makes none");
+    return -1;
+  }
+  return 0;
+}
+
+static const char *
+environment (const char *name, const char *otherwise)
+{
+  const char *value = getenv (name);
+
+  return value && value[0] ? value : otherwise;
+}
+
+/* The command line of nbdkit.  EXTRA goes last, where nbdkit takes options,
+ * too, so that they win over ours. */
+static void
+make_command (const struct serve *serve, const char *image, char *extra[],
+              struct args *command)
+{
+  size_t i;
+
+  add_arg (command, "%s", environment ("NBDKIT", NBDKIT_PATH));
+  add_arg (command, "-t%" PRIu64, serve->threads);
+  add_arg (command, "%s", environment ("NBDCHAIN_PLUGIN", PLUGIN_PATH));
+  /* Not to be read as an option or as KEY=VALUE. */
+  add_arg (command, "%s%s", image[0] == '/' ? "" : "./", image);
+  for (i = 0; i < serve->parameters.n; i++)
+    add_arg (command, "%s", serve->parameters.v[i]);
+  add_arg (command, "follow=true");
+  if (serve->read_only)
+    add_arg (command, "read-only=true");
+  add_arg (command, "max-waiting=%" PRIu64, serve->threads - 1);
+  add_arg (command, "keeper=%d", KEEPER_FD);
+  add_arg (command, "memory=%d", MEMORY_FD);
+  for (; *extra; extra++)
+    add_arg (command, "%s", *extra);
+}
+
+/* One line, so that a script need not know where the object ends. */
+static void
+print_json_line (json_t *root)
+{
+  if (root == NULL || json_dumpf (root, stdout, JSON_COMPACT) == -1)
+    nc_error ("cannot print the URI as JSON");
+  putchar ('\n');
+  json_decref (root);
+}
+
+static void
+print_ready (void *opaque, pid_t pid)
+{
+  const struct serve *serve = opaque;
+
+  if (serve->json)
+    print_json_line (json_pack ("{s:o, s:I, s:I, s:o}",
+                                "uri", json_text (serve->listener.uri),
+                                "pid", (json_int_t) getpid (),
+                                "nbdkit_pid", (json_int_t) pid,
+                                "socket", json_text (serve->listener.path)));
+  else
+    puts (serve->listener.uri);
+  fflush (stdout);
+}
+
+static int
+run (struct serve *serve, const char *image, char *extra[])
+{
+  struct supervisor_options supervisor = {
+    .read_only = serve->read_only,
+    .ready = print_ready,
+    .opaque = serve,
+  };
+  struct args command = { NULL, 0, false };
+  int r, status;
+
+  make_command (serve, image, extra, &command);
+  if (command.failed || serve->parameters.failed) {
+    nc_error ("out of memory");
+    free_args (&command);
+    return EXIT_FAILED;
+  }
+  if (serve->port)
+    r = listener_open_tcp (&serve->listener,
+                           serve->address ? serve->address : ADDRESS_DEFAULT,
+                           serve->port);
+  else
+    r = listener_open_unix (&serve->listener, serve->socket,
+                            serve->socket_mode);
+  status = EXIT_FAILED;
+  if (r == 0) {
+    supervisor.argv = command.v;
+    supervisor.listen_fd = serve->listener.fd;
+    status = supervise (&supervisor);
+    listener_close (&serve->listener);
+  }
+  free_args (&command);
+  return status;
+}
+
+int
+serve_main (int argc, char *argv[])
+{
+  struct serve serve = {
+    .socket_mode = MODE_DEFAULT,
+    .threads = THREADS_DEFAULT,
+  };
+  int own = 1, c, status;
+
+  /* What follows "--" is not ours. */
+  while (own < argc && strcmp (argv[own], "--") != 0)
+    own++;
+
+  status = -1;
+  while (status == -1 &&
+         (c = getopt_long (own, argv, short_options, options, NULL)) != -1) {
+    if (c == 'h') {
+      fputs (help, stdout);
+      status = EXIT_DONE;
+    }
+    else if (c == '?')
+      status = usage_error (argv[0]);
+    else if (parse_option (&serve, c, optarg) == -1)
+      status = usage_error (argv[0]);
+  }
+  if (status == -1 && own - optind != 1) {
+    nc_error (own == optind ? "the name of the IMAGE is missing" :
+              "one IMAGE is served at a time (options for nbdkit go behind "
+              "\"--\")");
+    status = usage_error (argv[0]);
+  }
+  if (status == -1 && check_options (&serve) == -1)
+    status = usage_error (argv[0]);
+  if (status == -1)
+    status = run (&serve, argv[optind], argv + own + (own < argc));
+  free_args (&serve.parameters);
+  return status;
+}

@@ -1,0 +1,61 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* Copyright (C) 2026 The nbdchain authors */
+
+/* The parts of "nbdchain serve": the socket that clients connect to, and
+ * the supervisor of the nbdkit that serves them. */
+#ifndef NBDCHAIN_SERVE_H
+#define NBDCHAIN_SERVE_H
+
+#include <stdbool.h>
+#include <sys/types.h>
+
+/* listener.c */
+
+/* A listening socket.  It outlives every nbdkit, so that clients who come
+ * while none runs wait instead of being refused. */
+struct listener {
+  int fd;
+  char *uri;                    /* where clients find it */
+  char *path;                   /* of a Unix socket, absolute; else NULL */
+  char *private_dir;            /* directory made for it, or NULL */
+  dev_t dev;                    /* what was made at PATH */
+  ino_t ino;
+};
+
+/* Listen on the Unix socket PATH with permissions MODE.  NULL: a new one in
+ * a directory of its own.  One that is left over, where nobody listens, is
+ * replaced.  Returns -1, reported. */
+extern int listener_open_unix (struct listener *listener, const char *path,
+                               mode_t mode) __attribute__ ((__nonnull__ (1)));
+
+/* Listen on PORT ("0": any) of the address or host name ADDRESS.
+ * Returns -1, reported. */
+extern int listener_open_tcp (struct listener *listener, const char *address,
+                              const char *port)
+  __attribute__ ((__nonnull__ (1, 2, 3)));
+
+/* Close it, and remove what was made for it. */
+extern void listener_close (struct listener *listener)
+  __attribute__ ((__nonnull__ (1)));
+
+/* supervisor.c */
+
+/* File descriptors of nbdkit: the listening socket is where socket
+ * activation wants it. */
+enum { LISTEN_FD = 3, KEEPER_FD = 4, MEMORY_FD = 5 };
+
+struct supervisor_options {
+  char **argv;                  /* of nbdkit; argv[0] is searched in PATH */
+  int listen_fd;
+  bool read_only;               /* nothing can be lost */
+  void (*ready) (void *opaque, pid_t pid); /* called once, when clients may
+                                   come */
+  void *opaque;
+};
+
+/* Run nbdkit until it is told to stop, or gives up by itself.  Returns an
+ * exit code; with EXIT_DONE everything acknowledged is durable. */
+extern int supervise (const struct supervisor_options *options)
+  __attribute__ ((__nonnull__ (1)));
+
+#endif /* NBDCHAIN_SERVE_H */
