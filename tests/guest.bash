@@ -1,0 +1,117 @@
+# SPDX-License-Identifier: BSD-3-Clause
+# Copyright (C) 2026 The nbdchain authors
+#
+# Booting a real Linux guest from a chain: what guest.bats needs besides the
+# tests themselves.
+# shellcheck shell=bash
+# shellcheck disable=SC2034             # the tests use what is set here
+
+: "${top_srcdir:=$(cd "$BATS_TEST_DIRNAME/.." && pwd)}"
+: "${top_builddir:=${NBDCHAIN_BUILD:-$top_srcdir/build}}"
+: "${NBDCHAIN:=$top_builddir/nbdchain}"
+
+# Made once, and kept in the build tree for the next run and for the demo.
+guest=$top_builddir/guest
+
+# Processes of this test, which teardown ends.
+guest_pids=()
+
+# guest_start NAME COMMAND...: run it in the background, with its output in
+# NAME.out and NAME.err, and set $started to its process.
+guest_start ()
+{
+  local name=$1
+  shift
+  "$@" >"$BATS_TEST_TMPDIR/$name.out" 2>"$BATS_TEST_TMPDIR/$name.err" \
+       </dev/null 3>&- &
+  started=$!
+  guest_pids+=("$started")
+}
+
+# guest_end PID: stop a process, by force after ten seconds, and wait for it.
+# Status: its own.
+guest_end ()
+{
+  local pid=$1 tries=0
+  kill "$pid" 2>/dev/null || true
+  while kill -0 "$pid" 2>/dev/null; do
+    tries=$((tries + 1))
+    if [ "$tries" -gt 100 ]; then
+      kill -KILL "$pid"
+      break
+    fi
+    sleep 0.1
+  done
+  wait "$pid"
+}
+
+# until_true SECONDS COMMAND...
+until_true ()
+{
+  local tries=$(($1 * 10))
+  shift
+  until "$@"; do
+    tries=$((tries - 1))
+    [ "$tries" -gt 0 ] || return 1
+    sleep 0.1
+  done
+}
+
+# guest_remote FILE: serve it read-only, as another host would, and set
+# $remote to its URI.
+guest_remote ()
+{
+  local socket=$BATS_TEST_TMPDIR/remote.sock
+  guest_start remote nbdkit -f -r -U "$socket" file "$1"
+  until_true 10 test -S "$socket"
+  remote="nbd+unix:///?socket=$socket"
+}
+
+# guest_serve IMAGE OPTION...: run "nbdchain serve", set $server to its process
+# and $uri to what it prints.
+guest_serve ()
+{
+  rm -f "$BATS_TEST_TMPDIR/serve.out"
+  guest_start serve "$NBDCHAIN" serve "$@"
+  server=$started
+  until_true 30 grep -q '^nbd' "$BATS_TEST_TMPDIR/serve.out" || {
+    cat "$BATS_TEST_TMPDIR/serve.err"
+    return 1
+  }
+  uri=$(grep -m 1 '^nbd' "$BATS_TEST_TMPDIR/serve.out")
+}
+
+# guest_boot ARGUMENT...: boot-guest with this guest.
+guest_boot ()
+{
+  "${boot_guest[@]}" "$@" 3>&-
+}
+
+# What tests do first and last.
+guest_setup ()
+{
+  # The limit is for a guest that hangs; valgrind and sanitizers slow down the
+  # server that it waits for.
+  local limit=150
+  [ -z "${NBDCHAIN_VALGRIND-}${NBDCHAIN_SANITIZER-}" ] || limit=400
+  boot_guest=("$top_srcdir/scripts/boot-guest" --limit "$limit"
+              --log "$BATS_TEST_TMPDIR/console")
+  cd "$BATS_TEST_TMPDIR" || return 1
+}
+
+guest_teardown ()
+{
+  local pid file
+  # The last first: guest, then its server, then what the server reads from.
+  for ((pid = ${#guest_pids[@]} - 1; pid >= 0; pid--)); do
+    guest_end "${guest_pids[pid]}" 2>/dev/null || true
+  done
+  if [ -z "${BATS_TEST_COMPLETED-}" ]; then
+    for file in remote.err serve.err; do
+      [ ! -s "$BATS_TEST_TMPDIR/$file" ] || {
+        echo "--- $file:"
+        tail -n 30 "$BATS_TEST_TMPDIR/$file"
+      }
+    done
+  fi
+}
