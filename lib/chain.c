@@ -237,47 +237,79 @@ open_backing (struct build *b)
 
 /* The top image. */
 
-static struct nc_layer *
-open_image (const char *path, const struct nc_format *format,
-            const struct nc_layer_options *layer_opts, unsigned flags)
-{
-  struct nc_dev *dev = nc_dev_open_file (path, flags);
-
-  return dev ? nc_layer_open (format, dev, path, layer_opts) : NULL;
-}
-
-/* If the image at *PATH was retired, replace *PATH by its successor's.
- * Returns 1 if so, 0 if not, -1 on error. */
+/* If the image behind FD, known as *PATH, was retired, replace both by its
+ * successor, and UUID by what it must have.  A UUID that is given ("" if
+ * not) is checked.  Returns 1 if so, 0 if not, -1 on error. */
 static int
-follow_one (const struct nc_chain_options *opts, char **path)
+follow_one (const struct nc_chain_options *opts, int *fd, char **path,
+            char uuid[NC_UUID_TEXT])
 {
+  static const struct nc_layer_options read_only = { .memory_fd = -1 };
   __attribute__ ((__cleanup__ (nc_image_info_free)))
-    struct nc_image_info info, next;
+    struct nc_image_info info = { 0 };
+  const int own_fd = fcntl (*fd, F_DUPFD_CLOEXEC, 0);
+  struct nc_dev *dev = own_fd == -1 ? NULL
+    : nc_dev_open_fd (own_fd, *path, NC_DEV_UNLOCKED);
+  struct nc_layer *layer = dev == NULL ? NULL
+    : nc_layer_open (&nc_format_fvd, dev, *path, &read_only);
   char *next_path;
-  int fd;
+  int r, next;
 
-  memset (&next, 0, sizeof next);
-  if (nc_image_inspect (*path, "fvd", &info) == -1)
+  if (layer == NULL)
     return -1;
-  if (!info.retired)
-    return 0;
-  fd = nc_ref_open_file (info.successor, *path, opts->allow,
-                         O_RDONLY | O_CLOEXEC, &next_path);
-  if (fd == -1)
+  r = nc_layer_info (layer, &info);
+  /* That it was retired must be durable before the other is written. */
+  if (r == 0 && info.retired)
+    r = dev->ops->sync (dev);
+  nc_layer_close (layer);
+  if (r == 0 && *uuid && strcmp (uuid, info.uuid) != 0) {
+    nc_error ("%s: has the UUID %s, but the image that took over has %s",
+              *path, info.uuid, uuid);
+    errno = EINVAL;
+    r = -1;
+  }
+  if (r == -1 || !info.retired)
+    return r;
+  memcpy (uuid, info.successor_uuid, NC_UUID_TEXT);
+
+  next = nc_ref_open_file (info.successor, *path, opts->allow,
+                           (opts->read_only ? O_RDONLY : O_RDWR) | O_CLOEXEC,
+                           &next_path);
+  if (next == -1)
     return -1;
-  close (fd);
   nc_debug ("%s: was retired, going on with %s", *path, next_path);
+  close (*fd);
+  *fd = next;
   free (*path);
   *path = next_path;
-  if (nc_image_inspect (*path, "fvd", &next) == -1)
-    return -1;
-  if (strcmp (next.uuid, info.successor_uuid) != 0) {
-    nc_error ("%s: has the UUID %s, but the image that took over has %s",
-              *path, next.uuid, info.successor_uuid);
-    errno = EINVAL;
+  return 1;
+}
+
+/* Open the image to be served.  *path is what to call it. */
+static int
+open_top_fd (const struct nc_chain_options *opts, bool follow, char **path)
+{
+  int fd = open (*path, (opts->read_only ? O_RDONLY : O_RDWR) | O_CLOEXEC |
+                 O_NONBLOCK | O_NOCTTY);
+  char uuid[NC_UUID_TEXT] = "";
+  int r = 0;
+
+  if (fd == -1) {
+    nc_error ("%s: %m", *path);
     return -1;
   }
-  return 1;
+  for (int n = 0; follow && (r = follow_one (opts, &fd, path, uuid)) == 1; ++n)
+    if (n == NC_LAYERS_MAX) {
+      nc_error ("%s: following the images that took over does not end",
+                opts->image);
+      errno = ELOOP;
+      r = -1;
+      break;
+    }
+  if (r == 0)
+    return fd;
+  close (fd);
+  return -1;
 }
 
 static int
@@ -291,23 +323,19 @@ open_top (struct build *b)
     nc_format_need (opts->format ? opts->format : "fvd", opts->image);
   NC_FREE char *path = strdup (opts->image);
   struct nc_layer *layer;
-  int r = 0;
+  struct nc_dev *dev;
+  int fd;
 
   if (format == NULL || path == NULL)
     return -1;
-  if (opts->follow && format == &nc_format_fvd)
-    for (int n = 0; (r = follow_one (opts, &path)) == 1; ++n)
-      if (n == NC_LAYERS_MAX) {
-        nc_error ("%s: following the images that took over does not end",
-                  opts->image);
-        errno = ELOOP;
-        return -1;
-      }
-  if (r == -1)
+  fd = open_top_fd (opts, opts->follow && format == &nc_format_fvd, &path);
+  if (fd == -1)
     return -1;
-  layer = open_image (path, format, &layer_opts,
-                      (layer_opts.writable ? NC_DEV_WRITE : 0) |
-                      (opts->offline ? NC_DEV_UNLOCKED : 0));
+  dev = nc_dev_open_fd (fd, path, (opts->read_only ? 0 : NC_DEV_WRITE) |
+                        (opts->offline ? NC_DEV_UNLOCKED : 0));
+  if (dev == NULL)
+    return -1;
+  layer = nc_layer_open (format, dev, path, &layer_opts);
   return layer ? push (b, layer) : -1;
 }
 
@@ -319,7 +347,7 @@ name_is_taken (const struct build *b, size_t i, const char *name)
   for (size_t k = 0; k < i; ++k)
     if (strcmp (b->layers[k]->name, name) == 0)
       return true;
-  return false;
+  return i > 0 && strcmp (name, "disk") == 0;   /* the disk's own export */
 }
 
 static int

@@ -99,6 +99,7 @@ nc_image_inspect (const char *path, const char *format,
 struct new_file {
   const char *path;
   char *tmp;                    /* NULL: a device, which has its name */
+  bool created;                 /* tmp */
   struct nc_dev *dev;
 };
 
@@ -154,6 +155,7 @@ new_file_open (struct new_file *nf, const char *path, uint64_t size)
   }
   fd = open (nf->tmp, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC | O_NOFOLLOW,
              0666);
+  nf->created = fd != -1;
   if (fd == -1 || ftruncate (fd, size) == -1) {
     nc_error ("%s: %m", path);
     if (fd >= 0)
@@ -172,7 +174,10 @@ new_file_publish (struct new_file *nf)
     return -1;
   if (nf->tmp == NULL)
     return 0;
-  if (link (nf->tmp, nf->path) == -1) {
+  /* Neither replaces a file that has appeared meanwhile. */
+  if (link (nf->tmp, nf->path) == -1 &&
+      (errno == EEXIST || renameat2 (AT_FDCWD, nf->tmp, AT_FDCWD, nf->path,
+                                     RENAME_NOREPLACE) == -1)) {
     nc_error ("%s: %m", nf->path);
     return -1;
   }
@@ -182,7 +187,7 @@ new_file_publish (struct new_file *nf)
 static void
 new_file_close (struct new_file *nf)
 {
-  if (nf->tmp)
+  if (nf->created)
     unlink (nf->tmp);
   free (nf->tmp);
   nc_dev_close (nf->dev);
@@ -206,6 +211,13 @@ learn_from_device (struct nc_dev *dev, const char *ref, const char *format_name,
   layer = nc_layer_open (format, dev, ref, &read_only);
   if (layer == NULL)
     return -1;
+  if (layer->size > FVD_SIZE_MAX) {
+    nc_error ("%s: has %" PRIu64 " bytes; a backing can have %" PRIu64,
+              ref, layer->size, FVD_SIZE_MAX);
+    nc_layer_close (layer);
+    errno = EFBIG;
+    return -1;
+  }
   b->size = layer->size;
   b->uuid = layer->uuid;
   b->identity = strdup (dev->identity ? dev->identity : "");
@@ -352,7 +364,7 @@ nc_image_create (const struct nc_image_create_options *opts)
 /* Snapshots. */
 
 /* The image that an interrupted snapshot of LAYER has left at PATH: an empty
- * one over it.  Returns 1 and its UUID if there is one, 0 if PATH does not
+ * one over it; it and its name are durable then.  Returns 1 and its UUID if there is one, 0 if PATH does not
  * exist, -1 if something else is there. */
 static int
 find_interrupted (const struct nc_layer *layer, const char *path,
@@ -369,8 +381,11 @@ find_interrupted (const struct nc_layer *layer, const char *path,
   if (other == NULL)
     return -1;
   same = other->backing.present && other->size == layer->size &&
+    other->backing.size == layer->size &&
     nc_uuid_equal (&other->backing.uuid, &layer->uuid) &&
-    nc_layer_info (other, &info) == 0 && info.allocated == 0;
+    nc_layer_info (other, &info) == 0 && info.allocated == 0 &&
+    !info.retired && other->dev->ops->sync (other->dev) == 0 &&
+    sync_directory (path) == 0;
   *uuid = other->uuid;
   nc_image_info_free (&info);
   nc_layer_close (other);

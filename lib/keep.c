@@ -13,6 +13,7 @@
 #include <stdatomic.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "checked.h"
@@ -26,12 +27,37 @@ struct head {
   uint64_t nblocks;
   nc_uuid uuid;
   _Atomic (uint64_t) life;
+  _Atomic (uint32_t) failed;
 };
 
 static struct head *
 head_of (const struct nc_keep *keep)
 {
   return keep->map;
+}
+
+static int
+refuse (const char *name)
+{
+  nc_error ("%s: the memory handed over belongs to another image; stop "
+            "\"nbdchain serve\" and start it again", name);
+  errno = EINVAL;
+  return -1;
+}
+
+/* Give a new memfd its size; one that was used has it already. */
+static int
+size_memfd (int fd, size_t size, const char *name)
+{
+  struct stat st;
+
+  if (fstat (fd, &st) == -1 ||
+      (st.st_size == 0 && ftruncate (fd, size) == -1)) {
+    nc_error ("%s: memory of %zu bytes that outlives the server: %m",
+              name, size);
+    return -1;
+  }
+  return st.st_size == 0 || (size_t) st.st_size == size ? 0 : refuse (name);
 }
 
 int
@@ -44,11 +70,8 @@ nc_keep_open (struct nc_keep *keep, int fd, const char *name,
 
   keep->shared = fd >= 0;
   keep->size = HEAD_SIZE + states + nc_bitmap_bits_size (npages);
-  if (keep->shared && ftruncate (fd, keep->size) == -1) {
-    nc_error ("%s: memory of %zu bytes that outlives the server: %m",
-              name, keep->size);
+  if (keep->shared && size_memfd (fd, keep->size, name) == -1)
     return -1;
-  }
   keep->map = mmap (NULL, keep->size, PROT_READ | PROT_WRITE,
                     keep->shared ? MAP_SHARED
                     : MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, fd, 0);
@@ -65,12 +88,8 @@ nc_keep_open (struct nc_keep *keep, int fd, const char *name,
     head->magic = MAGIC;
   }
   if (head->magic != MAGIC || head->nblocks != nblocks ||
-      !nc_uuid_equal (&head->uuid, uuid)) {
-    nc_error ("%s: the memory handed over belongs to another image; "
-              "stop \"nbdchain serve\" and start it again", name);
-    errno = EINVAL;
-    return -1;
-  }
+      !nc_uuid_equal (&head->uuid, uuid))
+    return refuse (name);
   keep->bitmap.nblocks = nblocks;
   keep->bitmap.npages = npages;
   keep->bitmap.state = (void *) ((char *) keep->map + HEAD_SIZE);
@@ -96,6 +115,18 @@ void
 nc_keep_set_life (struct nc_keep *keep, uint64_t life)
 {
   head_of (keep)->life = life;
+}
+
+void
+nc_keep_set_failed (struct nc_keep *keep)
+{
+  head_of (keep)->failed = 1;
+}
+
+bool
+nc_keep_has_failed (const struct nc_keep *keep)
+{
+  return head_of (keep)->failed;
 }
 
 int

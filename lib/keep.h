@@ -47,6 +47,13 @@ extern uint64_t nc_keep_life (const struct nc_keep *keep)
 extern void nc_keep_set_life (struct nc_keep *keep, uint64_t life)
   __attribute__ ((__nonnull__ (1)));
 
+/* A sync failed: what the memory says may not be in the file, for this and
+ * any later process. */
+extern void nc_keep_set_failed (struct nc_keep *keep)
+  __attribute__ ((__nonnull__ (1)));
+extern bool nc_keep_has_failed (const struct nc_keep *keep)
+  __attribute__ ((__nonnull__ (1)));
+
 /* Forget everything.  Returns -1 on error, reported. */
 extern int nc_keep_reset (struct nc_keep *keep)
   __attribute__ ((__nonnull__ (1)));

@@ -7,9 +7,8 @@
  * leaf's owners are: in a pool of fixed size, whose entries are reused in
  * clock order.  The pool's memory is never given back while the map lives,
  * so a reader may read an entry while it is being reused; it sees that from
- * the entry's tag, which says whose leaf it is and is taken away before the
- * entry changes (a sequence lock that needs no retry count, because what a
- * leaf says never changes).  Everything shared is accessed atomically; the
+ * the entry's tag, which says whose leaf it is, and how often the entry was
+ * filled, and is taken away before the entry changes.  Everything shared is accessed atomically; the
  * acquire loads keep "read owners, then look at the tag again" in order.
  *
  * A leaf is worked out from the layers without a lock; two threads may do
@@ -51,7 +50,7 @@ struct nc_map {
   _Atomic (uint32_t) *slot;     /* one a leaf */
 
   struct entry {
-    _Atomic (uint64_t) tag;     /* leaf + 1; 0 while it changes */
+    _Atomic (uint64_t) tag;     /* 0 while it changes, else see make_tag */
     _Atomic (uint8_t) used;     /* since the clock's hand came by */
   } *entry;
   _Atomic (uint64_t) (*owners)[LEAF_UNITS / 8];
@@ -59,7 +58,34 @@ struct nc_map {
   pthread_mutex_t lock;         /* guards what follows, and changes of
                                    slots and entries */
   size_t used_entries, hand;
+  uint64_t fills;
 };
+
+/* Leaves have numbers of 38 bits, for sizes are below 2^62. */
+#define TAG_LEAF_BITS 40
+
+static uint64_t
+make_tag (uint64_t leaf, uint64_t fills)
+{
+  return fills << TAG_LEAF_BITS | (leaf + 1);
+}
+
+static uint64_t
+leaf_of_tag (uint64_t tag)
+{
+  return (tag & ((UINT64_C (1) << TAG_LEAF_BITS) - 1)) - 1;
+}
+
+/* Memory that costs nothing until it is touched: the sizes of disks are not
+ * ours to choose. */
+static void *
+reserve (size_t size)
+{
+  void *p = mmap (NULL, size, PROT_READ | PROT_WRITE,
+                  MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+
+  return p == MAP_FAILED ? NULL : p;
+}
 
 static uint64_t
 leaf_bytes (const struct nc_map *map)
@@ -88,6 +114,14 @@ find_visible (struct nc_map *map)
   }
 }
 
+#define OWNERS_SIZE ((size_t) POOL_LEAVES * LEAF_UNITS)
+
+static size_t
+slots_size (const struct nc_map *map)
+{
+  return (map->nleaves + 1) * sizeof *map->slot;
+}
+
 struct nc_map *
 nc_map_new (struct nc_layer *const *layers, size_t first, size_t n)
 {
@@ -105,17 +139,11 @@ nc_map_new (struct nc_layer *const *layers, size_t first, size_t n)
     goto fail;
   find_visible (map);
   map->nleaves = nc_div_up (size, leaf_bytes (map));
-  map->slot = calloc (map->nleaves + 1, sizeof *map->slot);
+  map->slot = reserve (slots_size (map));
   map->entry = calloc (POOL_LEAVES, sizeof *map->entry);
-  if (map->slot == NULL || map->entry == NULL)
+  map->owners = reserve (OWNERS_SIZE);
+  if (map->slot == NULL || map->entry == NULL || map->owners == NULL)
     goto fail;
-  map->owners = mmap (NULL, (size_t) POOL_LEAVES * LEAF_UNITS,
-                      PROT_READ | PROT_WRITE,
-                      MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-  if (map->owners == MAP_FAILED) {
-    map->owners = NULL;
-    goto fail;
-  }
   return map;
 
  fail:
@@ -130,9 +158,10 @@ nc_map_free (struct nc_map *map)
   if (map == NULL)
     return;
   if (map->owners)
-    munmap (map->owners, (size_t) POOL_LEAVES * LEAF_UNITS);
+    munmap (map->owners, OWNERS_SIZE);
+  if (map->slot)
+    munmap (map->slot, slots_size (map));
   free (map->entry);
-  free (map->slot);
   free (map->visible);
   pthread_mutex_destroy (&map->lock);
   free (map);
@@ -218,7 +247,7 @@ take_entry_locked (struct nc_map *map)
     map->hand = (map->hand + 1) % POOL_LEAVES;
   tag = map->entry[map->hand].tag;
   map->entry[map->hand].tag = 0;
-  map->slot[tag - 1] = SLOT_UNKNOWN;
+  map->slot[leaf_of_tag (tag)] = SLOT_UNKNOWN;
   return map->hand;
 }
 
@@ -239,7 +268,7 @@ remember (struct nc_map *map, uint64_t i, const struct leaf *leaf)
     atomic_store_explicit (&map->owners[e][w], leaf->words[w],
                            memory_order_release);
   map->entry[e].used = 1;
-  map->entry[e].tag = i + 1;
+  map->entry[e].tag = make_tag (i, ++map->fills);
   map->slot[i] = SLOT_POOL + e;
 }
 
@@ -290,11 +319,13 @@ find_in_leaf (struct nc_map *map, uint64_t i, unsigned unit, unsigned max,
     }
 
     struct entry *entry = &map->entry[slot - SLOT_POOL];
+    const uint64_t tag = atomic_load_explicit (&entry->tag,
+                                               memory_order_acquire);
 
-    if (atomic_load_explicit (&entry->tag, memory_order_acquire) != i + 1)
+    if (tag == 0 || leaf_of_tag (tag) != i)
       continue;
     *run = run_of_owner (map->owners[slot - SLOT_POOL], unit, max, owner);
-    if (atomic_load_explicit (&entry->tag, memory_order_acquire) != i + 1)
+    if (atomic_load_explicit (&entry->tag, memory_order_acquire) != tag)
       continue;
     if (!atomic_load_explicit (&entry->used, memory_order_relaxed))
       atomic_store_explicit (&entry->used, 1, memory_order_relaxed);

@@ -101,7 +101,7 @@ start_over (struct nc_export *export, struct attempt *a)
 {
   int r;
 
-  if (errno != ENOTCONN)
+  if (errno != ENOTCONN || a->unreachable == NULL)
     return false;
 
   if (export->waiting++ >= export->max_waiting && export->max_waiting) {
@@ -129,6 +129,19 @@ leave (struct nc_export *export, struct nc_view *view, enum nc_view_use use)
   nc_view_leave (&export->chain->views, view, use);
 }
 
+/* Whether the byte at OFFSET lies beyond what LAYER sees of its backing;
+ * *run, how far the question goes, is cut where the answer changes. */
+static bool
+is_cut_off (const struct nc_layer *layer, uint64_t offset, uint64_t *run)
+{
+  const uint64_t limit = layer->backing.present ? layer->backing.size : 0;
+
+  if (offset >= limit)
+    return true;
+  *run = nc_min64 (*run, limit - offset);
+  return false;
+}
+
 /* Which layer of VIEW has the byte at OFFSET, as EXPORT sees it: an index,
  * or -1; and how many bytes from there on. */
 static int
@@ -150,8 +163,12 @@ find (struct nc_export *export, struct nc_view *view, uint64_t offset,
     *layer = 0;
     if (allocated)
       return 0;
-    count = *run;
     first = 1;
+    if (is_cut_off (active, offset, run)) {
+      *layer = -1;
+      return 0;
+    }
+    count = *run;
   }
   map = nc_view_map (&export->chain->views, view, first);
   if (map == NULL)
@@ -320,6 +337,7 @@ write_and_allocate (struct nc_export *export, struct nc_layer *active,
   return active->format->set_allocated (active, first, end - first);
 }
 
+/* Returns 1 if FILL must be fetched first, for this view. */
 static int
 write_view (struct nc_export *export, struct nc_view *view, const void *buf,
             uint64_t count, uint64_t offset, const struct fill *fill)
@@ -336,10 +354,8 @@ write_view (struct nc_export *export, struct nc_view *view, const void *buf,
     return active->format->pwritev (active, &iov, 1, offset);
   }
   whole_blocks (active, offset, count, &first, &end);
-  if ((first < offset || end > offset + count) && fill->view != view) {
-    errno = EAGAIN;             /* fetch it first */
-    return -1;
-  }
+  if ((first < offset || end > offset + count) && fill->view != view)
+    return 1;
   return write_and_allocate (export, active, buf, count, offset, fill);
 }
 
@@ -371,8 +387,8 @@ nc_export_pwrite (struct nc_export *export, const void *buf, size_t count,
     if (r == 0)
       r = flush_if (view, flags);
     leave (export, view, NC_VIEW_WRITE);
-    if (r == -1 && errno == EAGAIN)
-      r = fetch_fill (export, offset, count, &fill, &a) == 0 ? 1 : -1;
+    if (r == 1 && fetch_fill (export, offset, count, &fill, &a) == -1)
+      r = -1;
     if (r == 0 || (r == -1 && !start_over (export, &a)))
       break;
   }

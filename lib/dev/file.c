@@ -37,6 +37,7 @@ struct file {
   struct nc_dev dev;
   int fd;
   bool block_device;
+  _Atomic (bool) sync_failed;
   dev_t st_dev;
   ino_t st_ino;
 };
@@ -45,6 +46,17 @@ static inline struct file *
 file_of (const struct nc_dev *dev)
 {
   return (struct file *) dev;
+}
+
+/* Report a failed operation.  ENOTCONN, which a FUSE mount without its
+ * daemon gives, means something else to our callers. */
+static int
+failed (struct nc_dev *dev, const char *what, uint64_t offset)
+{
+  nc_error ("%s: %s at %" PRIu64 ": %m", dev->name, what, offset);
+  if (errno == ENOTCONN)
+    errno = EIO;
+  return -1;
 }
 
 static void
@@ -70,9 +82,7 @@ file_pread (struct nc_dev *dev, void *buf, size_t count, uint64_t offset)
     if (r == -1) {
       if (errno == EINTR)
         continue;
-      nc_error ("%s: read of %zu bytes at %" PRIu64 ": %m",
-                dev->name, count, offset);
-      return -1;
+      return failed (dev, "read", offset);
     }
     if (r == 0) {               /* past the end */
       memset (p, 0, count);
@@ -121,8 +131,7 @@ write_all (struct nc_dev *dev, struct iovec *iov, int niov, uint64_t offset,
         errno = EIO;
       if (flags && errno == EOPNOTSUPP)
         return -1;
-      nc_error ("%s: write at %" PRIu64 ": %m", dev->name, offset);
-      return -1;
+      return failed (dev, "write", offset);
     }
     offset += r;
     iov_advance (&iov, &niov, r);
@@ -147,12 +156,24 @@ file_pwrite (struct nc_dev *dev, const void *buf, size_t count,
 }
 
 static int
+sync_failed (struct file *f)
+{
+  f->sync_failed = true;
+  return failed (&f->dev, "sync", 0);
+}
+
+static int
 file_sync (struct nc_dev *dev)
 {
-  if (fdatasync (file_of (dev)->fd) == -1) {
-    nc_error ("%s: fdatasync: %m", dev->name);
+  struct file *f = file_of (dev);
+
+  /* The system tells of lost writes once. */
+  if (f->sync_failed) {
+    errno = EIO;
     return -1;
   }
+  if (fdatasync (f->fd) == -1)
+    return sync_failed (f);
   return 0;
 }
 
@@ -164,8 +185,10 @@ file_pwrite_durable (struct nc_dev *dev, const void *buf, size_t count,
 
   if (write_all (dev, &iov, 1, offset, RWF_DSYNC) == 0)
     return 0;
-  if (errno != EOPNOTSUPP)
+  if (errno != EOPNOTSUPP) {
+    file_of (dev)->sync_failed = true;
     return -1;
+  }
   if (file_pwrite (dev, buf, count, offset) == -1)
     return -1;
   return file_sync (dev);
@@ -211,11 +234,8 @@ file_zero (struct nc_dev *dev, uint64_t offset, uint64_t count,
     while (r == -1 && errno == EINTR);
     if (r == 0)
       return 0;
-    if (!is_unsupported (errno)) {
-      nc_error ("%s: zeroing %" PRIu64 " bytes at %" PRIu64 ": %m",
-                dev->name, count, offset);
-      return -1;
-    }
+    if (!is_unsupported (errno))
+      return failed (dev, "zeroing", offset);
   }
   if (flags & NC_ZERO_FAST) {
     errno = ENOTSUP;
@@ -336,8 +356,11 @@ examine (struct file *f)
 {
   struct stat st;
   uint64_t bytes;
+  int flags = fcntl (f->fd, F_GETFL);
 
-  if (fstat (f->fd, &st) == -1) {
+  /* It was opened so that a FIFO would not block. */
+  if (fstat (f->fd, &st) == -1 || flags == -1 ||
+      fcntl (f->fd, F_SETFL, flags & ~O_NONBLOCK) == -1) {
     nc_error ("%s: %m", f->dev.name);
     return -1;
   }

@@ -34,7 +34,7 @@ fvd_summary_get (const struct fvd *f, uint64_t page)
   unsigned shift;
   uint8_t *p = summary_byte (f, page, &shift);
 
-  return __atomic_load_n (p, __ATOMIC_RELAXED) >> shift & 3;
+  return __atomic_load_n (p, __ATOMIC_ACQUIRE) >> shift & 3;
 }
 
 bool
@@ -46,8 +46,37 @@ fvd_summary_set (struct fvd *f, uint64_t page, enum fvd_summary value)
   if (fvd_summary_get (f, page) == value)
     return false;
   __atomic_store_n (p, (*p & ~(3u << shift)) | value << shift,
-                    __ATOMIC_RELAXED);
+                    __ATOMIC_RELEASE);
   return true;
+}
+
+static bool
+are_valid (const struct fvd *f, enum fvd_kind kind, uint64_t first,
+           uint64_t n, const uint8_t *sectors)
+{
+  for (uint64_t i = 0; i < n; ++i)
+    if (!fvd_sector_is_valid (&f->h.uuid, kind, first + i,
+                              sectors + i * FVD_SECTOR))
+      return false;
+  return true;
+}
+
+/* Read N sectors of an area from number FIRST on.  EBADMSG, not reported: a
+ * checksum is wrong, also when read again (who inspects an image that is
+ * in use may see a sector that is just being written). */
+static int
+read_sectors (struct fvd *f, enum fvd_kind kind, uint64_t area,
+              uint64_t first, uint64_t n, uint8_t *sectors)
+{
+  for (int tries = 0; tries < 2; ++tries) {
+    if (f->dev->ops->pread (f->dev, sectors, n * FVD_SECTOR,
+                            area + first * FVD_SECTOR) == -1)
+      return -1;
+    if (are_valid (f, kind, first, n, sectors))
+      return 0;
+  }
+  errno = EBADMSG;
+  return -1;
 }
 
 int
@@ -61,17 +90,20 @@ fvd_summary_read (struct fvd *f)
     nc_error ("%s: summary of the bitmap: %m", f->dev->name);
     return -1;
   }
-  if (f->dev->ops->pread (f->dev, f->summary, n * FVD_SECTOR,
-                          f->h.summary.offset) == -1)
-    return -1;
-  for (uint64_t i = 0; i < n; ++i)
-    if (!fvd_sector_is_valid (&f->h.uuid, FVD_SUMMARY, i,
-                              f->summary + i * FVD_SECTOR)) {
-      nc_error ("%s: damaged summary of the bitmap: sector %" PRIu64
-                " has a wrong checksum", f->dev->name, i);
-      errno = EIO;
+  /* In pieces, so that a file that only claims to be huge fails early. */
+  for (uint64_t i = 0, some; i < n; i += some) {
+    some = nc_min64 (n - i, 128);
+    if (read_sectors (f, FVD_SUMMARY, f->h.summary.offset, i, some,
+                      f->summary + i * FVD_SECTOR) == -1) {
+      if (errno == EBADMSG) {
+        nc_error ("%s: damaged summary of the bitmap: one of the sectors %"
+                  PRIu64 " to %" PRIu64 " has a wrong checksum",
+                  f->dev->name, i, i + some - 1);
+        errno = EIO;
+      }
       return -1;
     }
+  }
   for (uint64_t page = 0; page < npages; ++page)
     if (fvd_summary_get (f, page) > FVD_MIXED) {
       nc_error ("%s: damaged summary of the bitmap: page %" PRIu64
@@ -91,14 +123,14 @@ fvd_page_read (struct fvd *f, uint64_t page, uint64_t *words)
   } sector;
   const unsigned nblocks = nc_bitmap_page_blocks (f->bm, page);
 
-  if (f->dev->ops->pread (f->dev, sector.bytes, FVD_SECTOR,
-                          f->h.bitmap.offset + page * FVD_SECTOR) == -1)
-    return -1;
-  if (!fvd_sector_is_valid (&f->h.uuid, FVD_BITMAP, page, sector.bytes)) {
-    nc_error ("%s: damaged bitmap: page %" PRIu64 " (disk offset %" PRIu64
-              ") has a wrong checksum", f->dev->name, page,
-              page * NC_PAGE_BLOCKS << f->h.block_bits);
-    errno = EIO;
+  if (read_sectors (f, FVD_BITMAP, f->h.bitmap.offset, page, 1,
+                    sector.bytes) == -1) {
+    if (errno == EBADMSG) {
+      nc_error ("%s: damaged bitmap: page %" PRIu64 " (disk offset %" PRIu64
+                ") has a wrong checksum", f->dev->name, page,
+                page * NC_PAGE_BLOCKS << f->h.block_bits);
+      errno = EIO;
+    }
     return -1;
   }
   for (unsigned i = 0; i < NC_PAGE_WORDS; ++i) {
@@ -110,12 +142,23 @@ fvd_page_read (struct fvd *f, uint64_t page, uint64_t *words)
   return 0;
 }
 
+static bool
+is_loaded (const struct fvd *f, uint64_t page)
+{
+  return atomic_load_explicit (&f->bm->state[page],
+                               memory_order_acquire) != NC_PAGE_UNLOADED;
+}
+
 int
 fvd_page_load (struct fvd *f, uint64_t page)
 {
   uint64_t words[NC_PAGE_WORDS];
   enum fvd_summary summary = fvd_summary_get (f, page);
 
+  /* A checkpoint changes the summary only of a page that is loaded, and
+   * before its sector: having read the summary, look at the state again. */
+  if (is_loaded (f, page))
+    return 0;
   if (summary != FVD_MIXED) {
     nc_bitmap_load_equal (f->bm, page, summary == FVD_ALL);
     return 0;
@@ -127,22 +170,13 @@ fvd_page_load (struct fvd *f, uint64_t page)
   return 0;
 }
 
-static int
-load_for_change (struct fvd *f, uint64_t page)
-{
-  if (atomic_load_explicit (&f->bm->state[page],
-                            memory_order_acquire) != NC_PAGE_UNLOADED)
-    return 0;
-  return fvd_page_load (f, page);
-}
-
 int
 fvd_pages_load (struct fvd *f, uint64_t blk, uint64_t count)
 {
   /* Only the first and the last page can be covered in part. */
-  if (load_for_change (f, blk / NC_PAGE_BLOCKS) == -1)
+  if (fvd_page_load (f, blk / NC_PAGE_BLOCKS) == -1)
     return -1;
-  return load_for_change (f, (blk + count - 1) / NC_PAGE_BLOCKS);
+  return fvd_page_load (f, (blk + count - 1) / NC_PAGE_BLOCKS);
 }
 
 int
@@ -151,10 +185,9 @@ fvd_bits_count (struct fvd *f, uint64_t *blocks)
   *blocks = 0;
   for (uint64_t page = 0; page < f->bm->npages; ++page) {
     uint64_t words[NC_PAGE_WORDS];
-    const bool loaded = f->bm->state[page] != NC_PAGE_UNLOADED;
     const enum fvd_summary summary = fvd_summary_get (f, page);
 
-    if (loaded)
+    if (is_loaded (f, page))    /* after the summary, as when loading */
       nc_bitmap_copy_page (f->bm, page, words);
     else if (summary == FVD_MIXED) {
       if (fvd_page_read (f, page, words) == -1)

@@ -83,6 +83,13 @@ nwords (uint64_t n)
   return n / 64 + 1;
 }
 
+/* Sectors of the summary. */
+static uint64_t
+nsummary (const struct fvd *f)
+{
+  return nc_div_up (f->bm->npages, FVD_SUMMARY_PAGES);
+}
+
 int
 fvd_flush_open (struct fvd *f)
 {
@@ -95,7 +102,7 @@ fvd_flush_open (struct fvd *f)
   f->flush.pending = map == MAP_FAILED ? NULL : map;
   f->flush.pending_pages = calloc (nwords (npages), 8);
   f->flush.dirty_pages = calloc (nwords (npages), 8);
-  f->flush.dirty_summary = calloc (nwords (npages / FVD_SUMMARY_PAGES), 8);
+  f->flush.dirty_summary = calloc (nwords (nsummary (f)), 8);
   f->flush.buf = malloc (BATCH * FVD_SECTOR);
   if (f->flush.pending == NULL || f->flush.pending_pages == NULL ||
       f->flush.dirty_pages == NULL || f->flush.dirty_summary == NULL ||
@@ -211,10 +218,13 @@ take_range (void *opaque, unsigned bit, unsigned count)
   const uint64_t blk = t->first_blk + bit;
 
   nc_bitmap_set (t->f->bm, blk, count);
-  return fvd_ranges_add (&t->f->flush.taken, blk, count);
+  /* It is in the bitmap and its page is dirty: a checkpoint has it. */
+  if (fvd_ranges_add (&t->f->flush.taken, blk, count) == -1)
+    t->f->flush.must_checkpoint = true;
+  return 0;
 }
 
-static int
+static void
 take_page (struct fvd *f, uint64_t page)
 {
   struct taking t = { .f = f, .first_blk = page * NC_PAGE_BLOCKS };
@@ -224,11 +234,11 @@ take_page (struct fvd *f, uint64_t page)
   for (unsigned i = 0; i < NC_PAGE_WORDS; ++i)
     words[i] = pending[i] ? atomic_exchange (&pending[i], 0) : 0;
   set_bit (f->flush.dirty_pages, page);
-  return nc_bitmap_walk_words (words, nc_bitmap_page_blocks (f->bm, page),
-                               take_range, &t);
+  nc_bitmap_walk_words (words, nc_bitmap_page_blocks (f->bm, page),
+                        take_range, &t);
 }
 
-static int
+static void
 take_spans (struct fvd *f)
 {
   NC_LOCKED (&f->flush.lock);
@@ -241,28 +251,25 @@ take_spans (struct fvd *f)
          page * NC_PAGE_BLOCKS < r->blk + r->count; ++page)
       set_bit (f->flush.dirty_pages, page);
     if (fvd_ranges_add (&f->flush.taken, r->blk, r->count) == -1)
-      return -1;
+      f->flush.must_checkpoint = true;
   }
   f->flush.spans.n = 0;
-  return 0;
 }
 
 /* Take everything that is pending: into TAKEN, the bitmap, and the pages
- * for the next checkpoint.  If memory runs out, that checkpoint must come
- * in this round. */
+ * for the next checkpoint, which must come in this round if memory for
+ * TAKEN runs out. */
 static void
 take_pending (struct fvd *f)
 {
   f->flush.taken.n = 0;
-  if (take_spans (f) == -1)
-    f->flush.must_checkpoint = true;
+  take_spans (f);
   for (uint64_t i = 0; i < nwords (f->bm->npages); ++i) {
     uint64_t pages = f->flush.pending_pages[i] ?
       atomic_exchange (&f->flush.pending_pages[i], 0) : 0;
 
     for (; pages; pages &= pages - 1)
-      if (take_page (f, i * 64 + __builtin_ctzll (pages)) == -1)
-        f->flush.must_checkpoint = true;
+      take_page (f, i * 64 + __builtin_ctzll (pages));
   }
 }
 
@@ -272,6 +279,7 @@ take_pending (struct fvd *f)
 static int
 fail (struct fvd *f)
 {
+  nc_keep_set_failed (&f->keep);
   if (!atomic_exchange (&f->failed, true))
     nc_error ("%s: data could not be made durable: from now on this image "
               "is only read, and flushes fail; check the storage, then "
@@ -281,8 +289,8 @@ fail (struct fvd *f)
   return -1;
 }
 
-static int
-sync_file (struct fvd *f)
+int
+fvd_sync (struct fvd *f)
 {
   return f->dev->ops->sync (f->dev) == -1 ? fail (f) : 0;
 }
@@ -292,7 +300,7 @@ fvd_header_sync (struct fvd *f)
 {
   if (fvd_header_write (f->dev, &f->h) == -1)
     return -1;
-  return sync_file (f);
+  return fvd_sync (f);
 }
 
 /* Copy the next pages to be checkpointed, from *PAGE on, to the buffer.
@@ -348,7 +356,7 @@ write_pages (struct fvd *f, const uint64_t *pages, size_t n)
 static int
 write_summary (struct fvd *f)
 {
-  const uint64_t n = nc_div_up (f->bm->npages, FVD_SUMMARY_PAGES);
+  const uint64_t n = nsummary (f);
   bool any = false;
 
   for (uint64_t i = 0; i < n; ++i) {
@@ -362,7 +370,7 @@ write_summary (struct fvd *f)
       return -1;
     any = true;
   }
-  if (any && sync_file (f) == -1)
+  if (any && fvd_sync (f) == -1)
     return -1;
   memset (f->flush.dirty_summary, 0, nwords (n) * 8);
   return 0;
@@ -382,11 +390,11 @@ checkpoint (struct fvd *f)
   for (uint64_t page = 0; page < f->bm->npages;) {
     n = copy_pages (f, &page, pages);
     if (n > 0 &&
-        (sync_file (f) == -1 || write_pages (f, pages, n) == -1))
+        (fvd_sync (f) == -1 || write_pages (f, pages, n) == -1))
       return -1;
   }
   /* For the pages written, and the data of those that are all allocated. */
-  if (sync_file (f) == -1 || write_summary (f) == -1)
+  if (fvd_sync (f) == -1 || write_summary (f) == -1)
     return -1;
   f->h.journal_tail = f->journal.next;
   if (fvd_header_sync (f) == -1) {
@@ -407,7 +415,7 @@ round_of_flush (struct fvd *f)
   uint64_t need;
 
   take_pending (f);
-  if (sync_file (f) == -1)
+  if (fvd_sync (f) == -1)
     return -1;
   need = fvd_journal_need (&f->flush.taken);
   if (need > fvd_journal_room (f))
@@ -416,14 +424,8 @@ round_of_flush (struct fvd *f)
     return checkpoint (f);
   if (need == 0)
     return 0;
-  if (fvd_journal_append (f, &f->flush.taken) == -1) {
-    if (errno != ENOSPC)
-      return fail (f);
-    /* The set is in no record: the next flush must not rely on them. */
-    f->flush.must_checkpoint = true;
-    return -1;
-  }
-  return 0;
+  /* An error may be that of a sync, also of data, so it is final. */
+  return fvd_journal_append (f, &f->flush.taken) == -1 ? fail (f) : 0;
 }
 
 int

@@ -203,6 +203,8 @@ check (const struct nc_dev *dev, const struct fvd_header *h)
   if (h->journal.size % FVD_AREA_ALIGN != 0 ||
       h->journal.size > FVD_JOURNAL_MAX)
     return corrupt (dev, "journal of %" PRIu64 " bytes", h->journal.size);
+  if (h->seq > UINT64_MAX / 2)
+    return corrupt (dev, "sequence number %" PRIu64, h->seq);
   if (h->journal_tail == 0 || h->journal_tail > UINT64_MAX / 2)
     return corrupt (dev, "journal tail %" PRIu64, h->journal_tail);
   if (h->flags & FVD_HAS_BACKING) {

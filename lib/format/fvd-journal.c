@@ -36,6 +36,7 @@ is_record (const struct fvd *f, const uint8_t *sector, uint64_t index)
 
   return memcmp (sector, magic, sizeof magic) == 0 &&
     number >= f->h.journal_tail &&
+    number - f->h.journal_tail < f->journal.nsectors &&
     number % f->journal.nsectors == index &&
     fvd_sector_is_valid (&f->h.uuid, FVD_JOURNAL, index, sector);
 }

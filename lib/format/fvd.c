@@ -87,8 +87,18 @@ may_adopt (struct fvd *f)
 {
   const uint64_t life = nc_keep_life (&f->keep);
 
+  if (nc_keep_has_failed (&f->keep)) {
+    nc_error ("%s: a sync failed, so writes since the last flush that "
+              "succeeded may be missing; check the storage, stop \"nbdchain "
+              "serve\" and start it again to go on without them",
+              f->dev->name);
+    errno = EIO;
+    return -1;
+  }
+  /* Somebody may have been killed before his life began: what he has put
+   * there may be out of date. */
   if (life == 0)
-    return 0;
+    return nc_keep_reset (&f->keep);
   if (life != f->h.life) {
     nc_error ("%s: another process has opened this image for writing since "
               "the server died; writes that were not flushed may be "
@@ -122,6 +132,10 @@ open_for_writing (struct fvd *f)
   /* What was replayed is to reach the bitmap before its records go. */
   fvd_flush_adopt (f);
   f->flush.must_checkpoint = false;
+  /* The other copy of the header may have been written a moment ago, by
+   * somebody who was killed: one copy a round. */
+  if (fvd_sync (f) == -1)
+    return -1;
   return begin_life (f);
 }
 

@@ -208,6 +208,9 @@ extern int fvd_flush (struct fvd *f);
 /* Flush, checkpoint, mark clean; nobody else is at work. */
 extern int fvd_flush_finish (struct fvd *f);
 
+/* Sync the file; a failure is final. */
+extern int fvd_sync (struct fvd *f);
+
 /* Write the header, with no more than the fields that the caller changed,
  * durable. */
 extern int fvd_header_sync (struct fvd *f);
