@@ -1,0 +1,79 @@
+# SPDX-License-Identifier: BSD-3-Clause
+# Copyright (C) 2026 The nbdchain authors
+"""What the groups share: a run's options, servers, and the rounds."""
+
+import os
+import sys
+
+import contenders as who
+from images import Sets
+from nbdclient import NbdError
+from servers import CellError, Server, stop_all
+
+
+class Bench:
+    """One run of the program.  directory: where all its files go."""
+
+    def __init__(self, options, directory, build):
+        self.rounds = options.rounds
+        self.seconds = options.seconds
+        self.size = options.size << 20
+        self.threads = options.threads
+        self.chosen = options.contender
+        self.directory = directory
+        self.build = build
+        self.sets = Sets(directory, self.size, build, self.serve_kind)
+        self.failures = []
+
+    def taking_part(self, ids):
+        """The contenders of IDS that the user chose and that exist.  The
+        reference always takes part, and itself against itself."""
+        return [who.BY_ID[name] for name in ids
+                if who.BY_ID[name] in (who.REFERENCE, who.AGAIN)
+                or ((not self.chosen or name in self.chosen)
+                    and (self.build or not who.BY_ID[name].ours))]
+
+    def serve(self, contender, image):
+        """Start CONTENDER on IMAGE; it may not listen yet."""
+        sock = os.path.join(self.directory, "sock")
+        argv = who.command(contender, image, sock, self.threads, self.build)
+        return Server(argv, sock, who.export(contender),
+                      os.path.join(self.directory, "log"),
+                      self.build.env if contender.ours else None)
+
+    def serve_kind(self, kind, image):
+        """The plainest server for a kind of image, to prepare it."""
+        name = {"raw": "file", "fvd": "chain"}.get(kind, "qemu-nbd")
+        return self.serve(who.BY_ID[name], image)
+
+    def each(self, contenders, label, measure):
+        """Call measure (contender) for every contender of every round.
+
+        Each round starts with another one, so that none always runs
+        behind the same neighbour.  A contender that fails gets no value
+        in that round.
+        """
+        for number in range(self.rounds):
+            progress(f"{label}: round {number + 1} of {self.rounds}")
+            start = number % len(contenders)
+            for contender in contenders[start:] + contenders[:start]:
+                try:
+                    measure(contender)
+                except (CellError, NbdError, OSError) as error:
+                    self._failed(label, contender, error)
+                finally:
+                    stop_all()
+        progress("")
+
+    def _failed(self, label, contender, error):
+        text = f"{label}, {contender.title}: {error}"
+        self.failures.append(text)
+        progress("")
+        print(f"failed: {text}", file=sys.stderr)
+
+
+def progress(text):
+    if sys.stderr.isatty():
+        print(f"\r\033[K{text}", end="", file=sys.stderr, flush=True)
+    elif text:
+        print(text, file=sys.stderr, flush=True)

@@ -1,0 +1,86 @@
+# SPDX-License-Identifier: BSD-3-Clause
+# Copyright (C) 2026 The nbdchain authors
+"""Who takes part: the kind of image each serves, and its command."""
+
+import collections
+import os
+
+# kind: of image, see images.py; ours: the targets apply to it.
+Contender = collections.namedtuple("Contender", "id title kind ours",
+                                   defaults=(False,))
+
+ALL = [
+    Contender("file", "nbdkit file", "raw"),
+    Contender("file-again", "nbdkit file (again)", "raw"),
+    Contender("overwrite", "nbdkit file overwriting", "flat"),
+    Contender("chain", "nbdchain", "fvd", ours=True),
+    Contender("serve", "nbdchain serve", "fvd", ours=True),
+    Contender("qemu-nbd", "qemu-nbd qcow2", "qcow2"),
+    Contender("qsd", "QSD qcow2", "qcow2"),
+    Contender("qsd-extl2", "QSD extended_l2", "qcow2-extl2"),
+    Contender("qsd-raw", "QSD raw", "raw"),
+]
+BY_ID = {contender.id: contender for contender in ALL}
+REFERENCE = BY_ID["file"]
+AGAIN = BY_ID["file-again"]
+
+
+class Build:
+    """Where our own programs are: the build tree DIR."""
+
+    def __init__(self, directory):
+        self.cli = os.path.join(directory, "nbdchain")
+        self.plugin = os.path.join(directory, "plugin", ".libs",
+                                   "nbdkit-chain-plugin.so")
+        libs = os.path.join(directory, "lib", ".libs")
+        self.env = dict(os.environ)
+        self.env["LD_LIBRARY_PATH"] = ":".join(
+            filter(None, [libs, os.environ.get("LD_LIBRARY_PATH")]))
+
+    def exists(self):
+        return os.access(self.cli, os.X_OK) and os.path.exists(self.plugin)
+
+
+def find_build(directory):
+    """The build tree DIRECTORY, or one near this file; None if none."""
+    top = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    candidates = [directory] if directory else \
+        [os.getcwd(), top, os.path.join(top, "build")]
+    for candidate in candidates:
+        build = Build(os.path.abspath(candidate))
+        if build.exists():
+            return build
+    return None
+
+
+def _nbdkit(sock, threads, *args):
+    return ["nbdkit", "-f", "-U", sock, "-t", str(threads), *args]
+
+
+def _qsd(image, sock, driver):
+    return ["qemu-storage-daemon",
+            "--blockdev", f"driver=file,node-name=f,filename={image}",
+            "--blockdev", f"driver={driver},node-name=disk,file=f",
+            "--nbd-server",
+            f"addr.type=unix,addr.path={sock},max-connections=16",
+            "--export", "type=nbd,id=e,node-name=disk,writable=on"]
+
+
+def command(contender, image, sock, threads, build):
+    """The command that serves IMAGE read-write on SOCK."""
+    name = contender.id
+    if name in ("file", "file-again", "overwrite"):
+        return _nbdkit(sock, threads, "file", image)
+    if name == "chain":
+        return _nbdkit(sock, threads, build.plugin, image)
+    if name == "serve":
+        return [build.cli, "serve", image, "-U", sock,
+                "--threads", str(threads)]
+    if name == "qemu-nbd":
+        return ["qemu-nbd", "-t", "-e", "16", "-f", "qcow2", "-k", sock,
+                image]
+    return _qsd(image, sock, "raw" if name == "qsd-raw" else "qcow2")
+
+
+def export(contender):
+    return "disk" if contender.id.startswith("qsd") else ""

@@ -1,0 +1,244 @@
+# SPDX-License-Identifier: BSD-3-Clause
+# Copyright (C) 2026 The nbdchain authors
+"""The data sets: the same disk as a raw file and as chains of images.
+
+Every contender serves the same bytes.  Each set is made once, when it
+is first wanted, then read through its server and compared with the raw
+file, which also brings it into the page cache.
+
+Kinds of image: raw, flat (raw, but an allocated file where others are
+fresh), fvd, qcow2, qcow2-extl2.
+"""
+
+import mmap
+import os
+import random
+import subprocess
+
+from nbdclient import NbdError
+from servers import CellError
+
+PIECE = 65536                   # one layer owns at least so much
+CHUNK = 1 << 20
+SEED = 20261121
+
+
+def _run(argv, env=None):
+    result = subprocess.run(argv, stdin=subprocess.DEVNULL, env=env,
+                            capture_output=True, text=True, check=False)
+    if result.returncode:
+        raise CellError(f"{argv[0]}: {result.stderr.strip()[-300:]}")
+
+
+def _write_random(path, size):
+    """Fill PATH by system calls of a piece each, as the other images are
+    filled.  The kernel caches a file in folios as large as the writes
+    that made it, and a small write into a large folio costs more.
+    """
+    with open(path, "wb", buffering=0) as image:
+        for offset in range(0, size, PIECE):
+            image.write(os.urandom(min(PIECE, size - offset)))
+
+
+def sync(path):
+    """Make PATH durable, so that its pages do not disturb what follows."""
+    fd = os.open(path, os.O_RDWR)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+class Mapped:
+    """A raw file, mapped."""
+
+    def __init__(self, path):
+        self.file = open(path, "rb")
+        self.map = mmap.mmap(self.file.fileno(), 0,
+                             access=mmap.ACCESS_READ)
+
+    def __enter__(self):
+        return self.map
+
+    def __exit__(self, *_):
+        self.map.close()
+        self.file.close()
+
+
+class Sets:
+    """All images of one run, in DIRECTORY.
+
+    start: function (kind, image) that starts a server for it.
+    """
+
+    def __init__(self, directory, size, build, start):
+        self.directory = directory
+        self.size = size
+        self.build = build
+        self.start = start
+        self.made = {}
+        self.failed = {}
+
+    def path(self, name):
+        return os.path.join(self.directory, name)
+
+    def _once(self, name, make):
+        """Make the image NAME unless it is there; what failed once is
+        not tried again."""
+        if name in self.failed:
+            raise CellError(f"no {name}: {self.failed[name]}")
+        if name not in self.made:
+            path = self.path(name)
+            try:
+                make(path)
+            except (CellError, NbdError, OSError) as error:
+                self.failed[name] = error
+                raise
+            sync(path)
+            self.made[name] = path
+        return self.made[name]
+
+    def flat(self):
+        """The reference: the disk as one allocated raw file."""
+        return self._once("flat.raw",
+                          lambda path: _write_random(path, self.size))
+
+    def base(self):
+        """Base of the chains: right only in the pieces it owns."""
+        return self._once("base.raw", self._make_base)
+
+    def _make_base(self, path):
+        _write_random(path, self.size)
+        with Mapped(self.flat()) as data, open(path, "r+b") as image:
+            for offset in self._owned(0):
+                image.seek(offset)
+                image.write(data[offset:offset + PIECE])
+
+    def _owned(self, layer):
+        """Pieces of a disk spread over three layers that LAYER owns."""
+        offsets = list(range(0, self.size, PIECE))
+        random.Random(SEED).shuffle(offsets)
+        return sorted(offsets[layer::3])
+
+    # Making images of any kind.
+
+    def overlay(self, kind, path, backing, backing_kind):
+        """An empty overlay over BACKING."""
+        if kind == "fvd":
+            _run([self.build.cli, "create", "-b", backing,
+                  "-F", backing_kind, path], self.build.env)
+            return
+        options = ["-o", "extended_l2=on"] if kind == "qcow2-extl2" else []
+        if backing_kind.startswith("qcow2"):
+            backing_kind = "qcow2"
+        _run(["qemu-img", "create", "-q", "-f", "qcow2", *options,
+              "-b", backing, "-F", backing_kind, path])
+
+    def snapshot(self, kind, image, new):
+        if kind == "fvd":
+            _run([self.build.cli, "snapshot", image, new], self.build.env)
+        else:
+            self.overlay(kind, new, image, kind)
+
+    def _fill(self, kind, image, offsets):
+        """Write the pieces of the disk at OFFSETS through a server."""
+        server = self.start(kind, image)
+        with Mapped(self.flat()) as data:
+            with server.connect() as client:
+                for offset in offsets:
+                    client.write(offset, data[offset:offset + PIECE])
+                client.flush()
+        server.stop()
+
+    def compare(self, server):
+        """Read all SERVER's disk; it must equal the reference."""
+        with Mapped(self.flat()) as data, server.connect() as client:
+            if client.size != self.size:
+                raise CellError(f"{server.argv[0]} serves {client.size} "
+                                f"bytes instead of {self.size}")
+            for offset in range(0, self.size, CHUNK):
+                count = min(CHUNK, self.size - offset)
+                if client.read(offset, count) != \
+                        data[offset:offset + count]:
+                    raise CellError(f"{server.argv[0]} serves other data "
+                                    f"near {offset}")
+
+    def _checked(self, kind, image):
+        server = self.start(kind, image)
+        self.compare(server)
+        server.stop()
+
+    # The sets.
+
+    def spread(self, kind):
+        """Base, mid and top, each owning a random third of the disk."""
+        if kind == "raw":
+            return self.flat()
+        return self._once(f"spread.{kind}",
+                          lambda path: self._make_spread(kind, path))
+
+    def _mid(self, kind):
+        def make(path):
+            self.overlay(kind, path, self.base(), "raw")
+            self._fill(kind, path, self._owned(1))
+        return self._once(f"mid.{kind}", make)
+
+    def _make_spread(self, kind, path):
+        self.overlay(kind, path, self._mid(kind), kind)
+        self._fill(kind, path, self._owned(2))
+        self._checked(kind, path)
+
+    def in_top(self, kind):
+        """The same three layers, every block allocated in the top."""
+        if kind == "raw":
+            return self.flat()
+        return self._once(f"in-top.{kind}",
+                          lambda path: self._make_in_top(kind, path))
+
+    def _make_in_top(self, kind, path):
+        self.overlay(kind, path, self._mid(kind), kind)
+        self._fill(kind, path, range(0, self.size, PIECE))
+        self._checked(kind, path)
+
+    def fresh(self, kind):
+        """A new empty image: sparse file, or overlay over the base."""
+        if kind == "flat":
+            return self.flat()
+        path = self.path(f"fresh.{kind}")
+        if kind == "raw":
+            with open(path, "wb") as image:
+                image.truncate(self.size)
+        else:
+            self.overlay(kind, path, self.base(), "raw")
+        sync(path)
+        return path
+
+    def discard(self, path):
+        """Remove what fresh made."""
+        if path not in self.made.values():
+            os.unlink(path)
+
+    def depth(self, kind, layers):
+        """A chain of LAYERS overlays, each made by a snapshot and then
+        written in one random 64th of its pieces.
+        """
+        if kind == "raw":
+            return self.flat()
+        return self._once(f"depth-{layers}-top.{kind}",
+                          lambda path: self._make_depth(kind, layers, path))
+
+    def _make_depth(self, kind, layers, path):
+        rng = random.Random(SEED + layers)
+        offsets = range(0, self.size, PIECE)
+        below = None
+        for layer in range(1, layers + 1):
+            name = path if layer == layers else \
+                self.path(f"depth-{layers}-{layer}.{kind}")
+            if below is None:
+                self.overlay(kind, name, self.flat(), "raw")
+            else:
+                self.snapshot(kind, below, name)
+            written = rng.sample(offsets, max(1, len(offsets) // 64))
+            self._fill(kind, name, written)
+            below = name
+        self._checked(kind, path)

@@ -1,0 +1,126 @@
+# SPDX-License-Identifier: BSD-3-Clause
+# Copyright (C) 2026 The nbdchain authors
+"""The targets, and whether a run reached them.
+
+Rules, where "ratio" is the median of the per-round ratios to the
+reference and "value" the median of the values:
+  own spread  the ratio is not below what `nbdkit file` typically differs
+              from itself: the median of its per-round ratios to itself,
+              each taken below 1
+  ratio >=, ratio <=, value >=, value <=    as they say
+  lowest <=   the lowest value: for counters of the whole disk, to which
+              other processes can only add
+A ratio below 1 says nothing where `nbdkit file` typically differs from
+itself by more than NOISY: such a target is undecided.
+"""
+
+import collections
+import statistics
+
+from contenders import AGAIN
+
+NOISY = 0.85
+
+Target = collections.namedtuple("Target", "group metric rule limit",
+                                defaults=(None,))
+
+_DATA_PATH = ("4k randread QD32, spread", "4k randread QD32, top",
+              "4k randread 4conn×QD8, spread", "128k seqread QD16, spread",
+              "128k seqread QD16, top", "4k randwrite QD32",
+              "4k randwrite 4conn×QD8", "128k seqwrite QD16")
+_FIRST_WRITE = (("4k randwrite QD16", 0.9),
+                ("4k randwrite QD16 fsync/32", 0.9),
+                ("64k seqwrite QD16", 0.95))
+
+TARGETS = [
+    *(Target("A", name, "own spread") for name in _DATA_PATH),
+    *(Target("A", f"{name}: server CPU/op", "ratio <=", 1.10)
+      for name in _DATA_PATH),
+    *(Target("B", name, "ratio >=", limit) for name, limit in _FIRST_WRITE),
+    *(Target("B", f"{name}: bytes written per byte, {where}", rule, 1.1)
+      for name, _ in _FIRST_WRITE
+      for where, rule in (("system calls", "value <="),
+                          ("disk", "lowest <="))),
+    Target("G", "64 overlays against 1: 4k randread QD32", "value >=",
+           0.97),
+    Target("G", "64 overlays: open to first read", "value <=", 20),
+]
+
+
+def _own_spread(metric, reference):
+    """How far below 1 the reference's ratio to itself typically is."""
+    ratios = metric.ratios(AGAIN.id, reference.id)
+    if not ratios:
+        return None
+    return statistics.median(min(ratio, 1 / ratio) for ratio in ratios)
+
+
+def _own_remark(metric, reference):
+    """What the reference reached against itself."""
+    ratios = metric.ratios(AGAIN.id, reference.id)
+    if not ratios:
+        return ""
+    return (f"; {AGAIN.title} ×{statistics.median(ratios):.2f}, rounds "
+            f"{min(ratios):.2f}..{max(ratios):.2f}")
+
+
+def _reference_remark(metric, reference, pick):
+    values = metric.got(reference.id)
+    return f"; {reference.title} {pick(values):.2f}" if values else ""
+
+
+def _figures(target, metric, contender, reference):
+    """(figure, limit, remark), or None where nothing was measured."""
+    values = metric.got(contender.id)
+    ratios = metric.ratios(contender.id, reference.id)
+    if not values:
+        return None
+    if target.rule.startswith("lowest"):
+        return (min(values), target.limit,
+                _reference_remark(metric, reference, min))
+    if target.rule.startswith("value"):
+        return (statistics.median(values), target.limit,
+                _reference_remark(metric, reference, statistics.median))
+    spread = _own_spread(metric, reference)
+    limit = target.limit or spread
+    if not ratios or limit is None:
+        return None
+    return (statistics.median(ratios), limit,
+            _own_remark(metric, reference))
+
+
+def _verdict(target, figure, limit):
+    if target.rule.endswith("<="):
+        return "reached" if figure <= limit else "MISSED"
+    if figure < limit:
+        return "MISSED"
+    if target.rule == "own spread" and limit < NOISY and figure < 1:
+        return "undecided, the run was too noisy"
+    return "reached"
+
+
+def _judge(target, metric, contender, reference):
+    name = f"target {target.group}, {target.metric}, {contender.title}: "
+    figures = _figures(target, metric, contender, reference)
+    if figures is None:
+        return name + "not measured"
+    figure, limit, remark = figures
+    bound = "at most" if target.rule.endswith("<=") else "at least"
+    ratio = "×" if target.rule.startswith(("ratio", "own")) else ""
+    return (f"{name}{ratio}{figure:.2f}, "
+            f"{_verdict(target, figure, limit)} "
+            f"({bound} {limit:.2f}{remark})")
+
+
+def lines(groups):
+    """A line for every target, for every contender of ours."""
+    result = []
+    for group in groups:
+        ours = [contender for contender in group.contenders
+                if contender.ours]
+        for target in TARGETS:
+            metric = group.metrics.get(target.metric)
+            if target.group == group.name and metric:
+                result += [_judge(target, metric, contender,
+                                  group.reference) for contender in ours]
+    return result
