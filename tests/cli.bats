@@ -13,6 +13,8 @@ setup ()
 {
   cd "$BATS_TEST_TMPDIR" || return 1
   unset COLUMNS NO_COLOR
+  # nbdsh needs the python3 that it was installed for.
+  PATH=/usr/bin:$PATH
 }
 
 teardown ()
@@ -255,15 +257,15 @@ END
     [[ $output == *"8 KiB (8192 bytes), 0.8 % of the disk"* ]]
 }
 
-@test "info works while the image is served, and says that it is in use" {
+@test "info and map work while the image is served" {
   "$NBDCHAIN" create a.fvd 1M
   # shellcheck disable=SC2016
   LD_LIBRARY_PATH=$top_builddir/lib/.libs LD_PRELOAD=$NBDCHAIN_PRELOAD \
     "$NBDKIT" -U - "$NBDCHAIN_PLUGIN" a.fvd \
     --run 'unset LD_PRELOAD LD_LIBRARY_PATH
-           "$NBDCHAIN" info a.fvd >info; "$NBDCHAIN" map a.fvd 2>map || :'
+           "$NBDCHAIN" info a.fvd >info && "$NBDCHAIN" map a.fvd >map'
   grep -q 'state: .*in use' info
-  grep -q a.fvd map
+  grep -q "a.fvd: 1 MiB" map
 }
 
 @test "info --chain shows every layer and a summary" {
@@ -322,7 +324,7 @@ END
   COLUMNS=52 run -0 "$NBDCHAIN" map top.fvd
   [ "${lines[0]}" = "top.fvd: 1 MiB, a cell is 4 KiB" ]
   [[ ${lines[1]} =~ ^\ \ A\ +0\ \ top.fvd\ +68\ KiB\ +6.6\ %$ ]]
-  [[ ${lines[2]} =~ ^\ \ B\ +1\ \ base.img\ +444\ KiB\ +43.3\ %$ ]]
+  [[ ${lines[2]} =~ ^\ \ B\ +1\ \ base.img\ +444\ KiB\ +43.4\ %$ ]]
   [[ ${lines[3]} =~ ^\ \ \.\ +zeros\ +512\ KiB\ +50.0\ %$ ]]
   [ "${lines[4]}" = "           0 |AAAAAAAAAAAAAAAABBBBBBBBBBBBBBBB|" ]
   [ "${lines[6]}" = "     256 KiB |ABBBBBBBBBBBBBBBBBBBBBBBBBBBBBBB|" ]
@@ -381,17 +383,17 @@ END
   on_chain a.fvd 'h.pwrite(b"x" * 65536, 65536)'
   # The summary is behind the two headers.
   printf '\377' | dd of=a.fvd bs=1 seek=8192 conv=notrunc status=none
-  run -3 "$NBDCHAIN" check a.fvd
+  run -3 --separate-stderr "$NBDCHAIN" check a.fvd
   [[ $output == "error: "* ]]
   [[ ${lines[-2]} == "a.fvd: "*" error"*"; "* ]]
-  run -3 "$NBDCHAIN" check --json a.fvd
+  run -3 --separate-stderr "$NBDCHAIN" check --json a.fvd
   [ "$(json 'D["errors"] > 0 and D["findings"][0]["severity"]')" = error ]
 }
 
 @test "check says of what is no image that it is none" {
   truncate -s 1M a.img
   run -3 "$NBDCHAIN" check a.img
-  [[ $output == *"a.img: not an fvd image"* ]]
+  [[ $output == *"not an fvd image"* ]]
 }
 
 @test "a missing image is a failure, and said once" {

@@ -26,8 +26,8 @@ static const char help[] =
   "of the format.  Nothing is written, and what the image names is not\n"
   "opened, unless --chain is given: then every fvd image of the chain is\n"
   "checked.  An image that was not closed in order is no error: the next\n"
-  "server recovers it.  Exits with 0 when there is no error, with 3 when\n"
-  "there is.\n"
+  "server recovers it.  Do not check one that is being served.  Exits with\n"
+  "0 when there is no error, with 3 when there is.\n"
   "\n"
   "      --chain        check the backings, too\n"
   "      --allow=X      with --chain: a directory or NBD URI that references\n"
@@ -139,8 +139,8 @@ images_add (struct images *images, const char *path)
   return 0;
 }
 
-/* Add the images of the chain of IMAGE that have something to check.  The
- * chain is closed again, as the check wants to lock them, too. */
+/* Add the images of the chain of IMAGE that have something to
+ * check. */
 static int
 images_add_chain (struct images *images, const struct chain_args *args,
                   const char *image)
