@@ -74,7 +74,7 @@ extern bool nc_chain_is_writable (const struct nc_chain *chain)
 
 /* Layers: 0 is the top.  The name is the base name of its file or the
  * reference of a remote, made unique within the chain ("base.raw",
- * "base.raw.2"); it is also the name of its export. */
+ * "base.raw.2"); below the top it is also the name of its export. */
 extern size_t nc_chain_n_layers (struct nc_chain *chain)
   __attribute__ ((__nonnull__ (1)));
 extern const char *nc_chain_layer_name (struct nc_chain *chain, size_t i)

@@ -267,9 +267,11 @@ learn_backing (const struct nc_image_create_options *opts,
 static unsigned
 default_block_bits (uint64_t size)
 {
-  unsigned bits = 12;
+  const uint64_t moderate = UINT64_C (1) << 28;
+  unsigned bits = FVD_BLOCK_BITS_MIN;
 
-  while (bits < FVD_BLOCK_BITS_MAX && size >> bits > UINT64_C (1) << 28)
+  while (bits < FVD_BLOCK_BITS_MAX &&
+         nc_div_up (size, UINT64_C (1) << bits) > moderate)
     ++bits;
   return bits;
 }
@@ -364,8 +366,8 @@ nc_image_create (const struct nc_image_create_options *opts)
 /* Snapshots. */
 
 /* The image that an interrupted snapshot of LAYER has left at PATH: an empty
- * one over it; it and its name are durable then.  Returns 1 and its UUID if there is one, 0 if PATH does not
- * exist, -1 if something else is there. */
+ * one over it; it and its name are durable then.  Returns 1 and its UUID if
+ * there is one, 0 if PATH does not exist, -1 if something else is there. */
 static int
 find_interrupted (const struct nc_layer *layer, const char *path,
                   nc_uuid *uuid)

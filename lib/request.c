@@ -224,6 +224,16 @@ nc_export_pread (struct nc_export *export, void *buf, size_t count,
 
 /* Writing. */
 
+/* Enter as a writer; NULL with errno EROFS if this export has none. */
+static struct nc_view *
+enter_to_write (struct nc_export *export)
+{
+  if (export->writable)
+    return enter (export, NC_VIEW_WRITE);
+  errno = EROFS;
+  return NULL;
+}
+
 /* Whether every block of the range is allocated in the active layer. */
 static int
 is_allocated (struct nc_layer *active, uint64_t offset, uint64_t count,
@@ -378,7 +388,7 @@ nc_export_pwrite (struct nc_export *export, const void *buf, size_t count,
   int r;
 
   for (;;) {
-    view = enter (export, NC_VIEW_WRITE);
+    view = enter_to_write (export);
     if (view == NULL) {
       r = -1;
       break;
@@ -477,7 +487,7 @@ int
 nc_export_zero (struct nc_export *export, uint64_t offset, uint64_t count,
                 unsigned flags)
 {
-  struct nc_view *view = enter (export, NC_VIEW_WRITE);
+  struct nc_view *view = enter_to_write (export);
   uint64_t from, to;
   bool edges;
   int r;
@@ -500,7 +510,7 @@ int
 nc_export_trim (struct nc_export *export, uint64_t offset, uint64_t count,
                 unsigned flags)
 {
-  struct nc_view *view = enter (export, NC_VIEW_WRITE);
+  struct nc_view *view = enter_to_write (export);
   int r = 0;
 
   if (view == NULL)
@@ -673,6 +683,8 @@ nc_export_extents (struct nc_export *export, struct nc_extents *extents,
                              0);
   }
   leave (export, view, NC_VIEW_READ);
+  if (one)                      /* the second was there to end the first */
+    extents->n = nc_min64 (extents->n, 1);
   return r;
 }
 

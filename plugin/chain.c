@@ -399,10 +399,9 @@ chain_cache (void *handle, uint32_t count, uint64_t offset,
 }
 
 static int
-add_extents (struct nbdkit_extents *to, const struct nc_extents *from,
-             bool one)
+add_extents (struct nbdkit_extents *to, const struct nc_extents *from)
 {
-  for (size_t i = 0; i < (one ? 1 : from->n); ++i) {
+  for (size_t i = 0; i < from->n; ++i) {
     const struct nc_extent *e = &from->v[i];
 
     if (nbdkit_add_extent (to, e->offset, e->count,
@@ -419,14 +418,13 @@ static int
 chain_extents (void *handle, uint32_t count, uint64_t offset,
                uint32_t flags, struct nbdkit_extents *extents)
 {
-  const bool one = flags & NBDKIT_FLAG_REQ_ONE;
   struct nc_extents list;
   int r;
 
   nc_extents_init (&list, offset, count);
-  r = nc_export_extents (handle, &list, one);
+  r = nc_export_extents (handle, &list, flags & NBDKIT_FLAG_REQ_ONE);
   if (r == 0)
-    r = add_extents (extents, &list, one);
+    r = add_extents (extents, &list);
   nc_extents_free (&list);
   return r;
 }
