@@ -133,9 +133,21 @@ static int
 mem_zero (struct nc_dev *dev, uint64_t offset, uint64_t count,
           unsigned flags __attribute__ ((__unused__)))
 {
+  uint8_t *p = mem_disk_of (dev)->data + offset;
+  const uint64_t page = 4096;
+
   if (mem_check (dev, count, offset) == -1)
     return -1;
-  memset (mem_disk_of (dev)->data + offset, 0, count);
+  if (count >= 16 * page) {     /* give the memory back */
+    uint64_t head = -(uintptr_t) p % page;
+    uint64_t body = (count - head) / page * page;
+
+    memset (p, 0, head);
+    madvise (p + head, body, MADV_DONTNEED);
+    p += head + body;
+    count -= head + body;
+  }
+  memset (p, 0, count);
   return 0;
 }
 
@@ -226,7 +238,7 @@ fault_set (struct fault *fault, unsigned mask, uint64_t at, uint64_t n,
   fault->count = fault->failures = 0;
   fault->reads = fault->writes = fault->durable = fault->syncs =
     fault->zeros = 0;
-  fault->last_failed = 0;
+  fault->failed_kinds = 0;
 }
 
 void
@@ -257,16 +269,22 @@ fault_count (struct nc_dev *dev, unsigned kind)
   if (fault->at == 0 || i < fault->at || i - fault->at >= fault->n)
     return 0;
   fault->failures++;
-  fault->last_failed = kind;
+  fault->failed_kinds |= kind;
   errno = fault->err;
   nc_error ("%s: operation %" PRIu64 ": %m", dev->name, i);
   errno = fault->err;
   return -1;
 }
 
-/* Keep what the range holds now. */
+static bool
+sector_is_zero (const uint8_t *p)
+{
+  return p[0] == 0 && memcmp (p, p + 1, SECTOR - 1) == 0;
+}
+
+/* Keep what the range holds now; of zeros to be zeroed there is no need. */
 static void
-fault_keep (struct nc_dev *dev, uint64_t count, uint64_t offset)
+fault_keep (struct nc_dev *dev, uint64_t count, uint64_t offset, bool zero)
 {
   struct fault *fault = fault_dev_of (dev)->fault;
   struct nc_dev *inner = fault_dev_of (dev)->inner;
@@ -288,8 +306,10 @@ fault_keep (struct nc_dev *dev, uint64_t count, uint64_t offset)
     }
     u = &fault->undo[fault->n_undo];
     u->sector = s;
-    u->order = fault->n_undo++;
+    u->order = fault->n_undo;
     inner->ops->pread (inner, u->old, SECTOR, s * SECTOR);
+    if (!zero || !sector_is_zero (u->old))
+      fault->n_undo++;
   }
 }
 
@@ -335,6 +355,19 @@ fault_leave (pthread_mutex_t **lock)
   (void) fault_here
 
 static void
+fault_call_hook (struct nc_dev *dev)
+{
+  struct fault *fault = fault_dev_of (dev)->fault;
+  void (*hook) (void *) = fault->hook;
+
+  if (hook) {
+    fault->hook = NULL;
+    hook (fault->opaque);
+    fault->hook = hook;
+  }
+}
+
+static void
 fault_close (struct nc_dev *dev)
 {
   nc_dev_close (fault_dev_of (dev)->inner);
@@ -367,12 +400,16 @@ fault_do_write (struct nc_dev *dev, unsigned kind, const void *buf,
   FAULT_ENTER (fault);
   int r = fault_count (dev, kind), err = errno;
 
-  if (r == -1 && fault->partly)
-    count /= 2;                 /* the sectors that were done before */
+  if (r == -1 && fault->partly) {
+    /* Whole sectors that were done before. */
+    uint64_t end = (offset + count / 2) / SECTOR * SECTOR;
+
+    count = end > offset ? end - offset : 0;
+  }
   else if (r == -1)
     return -1;
   if (fault->track)
-    fault_keep (dev, count, offset);
+    fault_keep (dev, count, offset, false);
   if (inner->ops->pwrite (inner, buf, count, offset) == -1)
     return -1;
   if (kind == FAULT_DURABLE && r == 0 && fault->track)
@@ -385,6 +422,7 @@ static int
 fault_pwrite (struct nc_dev *dev, const void *buf, size_t count,
               uint64_t offset)
 {
+  fault_call_hook (dev);
   return fault_do_write (dev, FAULT_WRITE, buf, count, offset);
 }
 
@@ -392,6 +430,7 @@ static int
 fault_pwrite_durable (struct nc_dev *dev, const void *buf, size_t count,
                       uint64_t offset)
 {
+  fault_call_hook (dev);
   return fault_do_write (dev, FAULT_DURABLE, buf, count, offset);
 }
 
@@ -417,7 +456,7 @@ fault_pwritev (struct nc_dev *dev, struct iovec *iov, int niov,
 }
 
 static int
-fault_sync (struct nc_dev *dev)
+fault_do_sync (struct nc_dev *dev)
 {
   struct nc_dev *inner = fault_dev_of (dev)->inner;
   struct fault *fault = fault_dev_of (dev)->fault;
@@ -431,6 +470,19 @@ fault_sync (struct nc_dev *dev)
 }
 
 static int
+fault_sync (struct nc_dev *dev)
+{
+  int r, err;
+
+  fault_call_hook (dev);
+  r = fault_do_sync (dev);
+  err = errno;
+  fault_call_hook (dev);
+  errno = err;
+  return r;
+}
+
+static int
 fault_zero (struct nc_dev *dev, uint64_t offset, uint64_t count,
             unsigned flags)
 {
@@ -441,7 +493,7 @@ fault_zero (struct nc_dev *dev, uint64_t offset, uint64_t count,
   if (fault_count (dev, FAULT_ZERO) == -1)
     return -1;
   if (fault->track)
-    fault_keep (dev, count, offset);
+    fault_keep (dev, count, offset, true);
   return inner->ops->zero (inner, offset, count, flags);
 }
 
@@ -564,4 +616,49 @@ fault_lose (struct fault *fault, struct mem_disk *disk, enum fault_loss loss,
               left < SECTOR ? left : SECTOR);
   }
   fault->n_undo = 0;
+}
+
+static uint64_t
+sector_bytes (const struct mem_disk *disk, uint64_t sector)
+{
+  uint64_t left = disk->size - sector * SECTOR;
+
+  return left < SECTOR ? left : SECTOR;
+}
+
+void
+fault_save (const struct fault *fault, const struct mem_disk *disk,
+            struct fault_saved *saved)
+{
+  saved->n = fault->n_undo;
+  saved->undo = malloc (saved->n * sizeof *saved->undo + 1);
+  saved->now = malloc (saved->n * sizeof *saved->now + 1);
+  if (saved->undo == NULL || saved->now == NULL) {
+    perror ("malloc");
+    exit (1);
+  }
+  if (saved->n > 0)
+    memcpy (saved->undo, fault->undo, saved->n * sizeof *saved->undo);
+  for (size_t i = 0; i < saved->n; ++i)
+    memcpy (saved->now[i], disk->data + saved->undo[i].sector * SECTOR,
+            sector_bytes (disk, saved->undo[i].sector));
+}
+
+void
+fault_restore (struct fault *fault, struct mem_disk *disk,
+               const struct fault_saved *saved)
+{
+  fault->n_undo = saved->n;
+  if (saved->n > 0)
+    memcpy (fault->undo, saved->undo, saved->n * sizeof *saved->undo);
+  for (size_t i = 0; i < saved->n; ++i)
+    memcpy (disk->data + saved->undo[i].sector * SECTOR, saved->now[i],
+            sector_bytes (disk, saved->undo[i].sector));
+}
+
+void
+fault_saved_free (struct fault_saved *saved)
+{
+  free (saved->undo);
+  free (saved->now);
 }

@@ -56,11 +56,16 @@ struct fault {
   bool remote;
   _Atomic (bool) away;
 
+  /* Called before each change and after each sync with nothing held, but not
+   * from itself: what another thread might do at that moment. */
+  void (*hook) (void *opaque);
+  void *opaque;
+
   /* To be read by the test. */
   _Atomic (uint64_t) count;     /* operations of the mask */
   _Atomic (uint64_t) failures;
   _Atomic (uint64_t) reads, writes, durable, syncs, zeros;
-  unsigned last_failed;         /* its kind */
+  unsigned failed_kinds;        /* as a mask */
 
   pthread_mutex_t lock;         /* guards the rest */
   pthread_cond_t changed;
@@ -90,5 +95,19 @@ extern struct nc_dev *fault_dev_open (struct fault *fault,
 enum fault_loss { LOSE_ALL, LOSE_NONE, LOSE_SOME };
 extern void fault_lose (struct fault *fault, struct mem_disk *disk,
                         enum fault_loss loss, uint64_t *seed);
+
+/* What DISK and FAULT are now, to try another loss from the same moment.
+ * Whatever else changes DISK in between is not put back. */
+struct fault_saved {
+  struct fault_undo *undo;
+  size_t n;
+  uint8_t (*now)[512];
+};
+extern void fault_save (const struct fault *fault,
+                        const struct mem_disk *disk,
+                        struct fault_saved *saved);
+extern void fault_restore (struct fault *fault, struct mem_disk *disk,
+                           const struct fault_saved *saved);
+extern void fault_saved_free (struct fault_saved *saved);
 
 #endif /* DEV_FAULT_H */

@@ -211,6 +211,18 @@ test_walk (uint64_t *seed)
   }
 }
 
+/* Whether each page of the range is loaded or covered wholly. */
+static bool
+may_set (const struct nc_bitmap *bm, const bool *loaded, uint64_t blk,
+         uint64_t count)
+{
+  for (uint64_t p = blk / P; p <= (blk + count - 1) / P; ++p)
+    if (!loaded[p] &&
+        (blk > p * P || blk + count < p * P + nc_bitmap_page_blocks (bm, p)))
+      return false;
+  return true;
+}
+
 static void
 test_random (uint64_t *seed)
 {
@@ -241,16 +253,12 @@ test_random (uint64_t *seed)
 
         if (count > N - blk)
           count = N - blk;
+        if (!may_set (&bm, loaded, blk, count))
+          continue;
         for (uint64_t p = page; p <= (blk + count - 1) / P; ++p)
-          if (!loaded[p] &&
-              !(blk <= p * P &&
-                blk + count >= p * P + nc_bitmap_page_blocks (&bm, p)))
-            goto next;
-          else
-            loaded[p] = true;
+          loaded[p] = true;
         nc_bitmap_set (&bm, blk, count);
         memset (model + blk, 1, count);
-      next:
         continue;
       }
       f = nc_bitmap_run (&bm, blk, max, &run);

@@ -1,0 +1,445 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* Copyright (C) 2026 The nbdchain authors */
+
+/* Tests of lib/image.c: create, inspect, check and snapshot of images that
+ * nobody serves. */
+
+#include <config.h>
+
+#include "image.h"
+
+#include <fcntl.h>
+#include <ftw.h>
+#include <dirent.h>
+#include <sys/stat.h>
+
+#include "chain.h"
+#include "fvd-reader.h"
+#include "tap.h"
+
+static char top_dir[] = "/tmp/test-image-XXXXXX";
+
+static const char *
+at (const char *name)
+{
+  static char bufs[8][300];
+  static unsigned next;
+  char *buf = bufs[next++ % 8];
+
+  snprintf (buf, sizeof bufs[0], "%s/%s", top_dir, name);
+  return buf;
+}
+
+static int
+remove_one (const char *path, const struct stat *st, int type,
+            struct FTW *ftw)
+{
+  (void) st;
+  (void) type;
+  (void) ftw;
+  return remove (path);
+}
+
+static unsigned
+n_files (void)
+{
+  DIR *dir = opendir (top_dir);
+  unsigned n = 0;
+
+  must (dir != NULL, top_dir);
+  while (readdir (dir))
+    n++;
+  closedir (dir);
+  return n - 2;
+}
+
+/* The file as it is; free it. */
+static uint8_t *
+slurp (const char *path, uint64_t *size)
+{
+  NC_CLOSE int fd = open (path, O_RDONLY);
+  uint8_t *data;
+
+  must (fd != -1, path);
+  *size = lseek (fd, 0, SEEK_END);
+  data = malloc (*size + 1);
+  must (data && pread (fd, data, *size, 0) == (ssize_t) *size, path);
+  return data;
+}
+
+static void
+poke (const char *path, uint64_t offset, const void *data, size_t count)
+{
+  NC_CLOSE int fd = open (path, O_RDWR);
+
+  must (fd != -1 && pwrite (fd, data, count, offset) == (ssize_t) count,
+        path);
+}
+
+static int
+create (const char *path, bool has_size, uint64_t size, const char *backing,
+        const char *format, uint32_t block_size, uint64_t journal_size)
+{
+  struct nc_image_create_options opts = {
+    .path = path, .has_size = has_size, .size = size, .backing = backing,
+    .backing_format = format, .block_size = block_size,
+    .journal_size = journal_size,
+  };
+
+  tap_clear ();
+  return nc_image_create (&opts);
+}
+
+static bool
+refused (const char *path, bool has_size, uint64_t size,
+         const char *backing, const char *format, uint32_t block_size,
+         uint64_t journal_size)
+{
+  unsigned before = n_files ();
+
+  return (create (path, has_size, size, backing, format, block_size,
+                  journal_size) == -1 || note ("created")) &&
+    (errno != 0 || note ("no errno")) &&
+    (tap_errors == 1 || note ("%u messages", tap_errors)) &&
+    (n_files () == before || note ("something was left behind"));
+}
+
+static void
+test_create (void)
+{
+  static const uint64_t sizes[] = {
+    0, 1, 511, 4095, 4096, 4097, 4032 * 4096, 4032 * 4096 + 1,
+    UINT64_C (1) << 40, (UINT64_C (1) << 40) + 1,
+  };
+  struct nc_image_info info;
+  struct fvd_reader r;
+  uint64_t file_size;
+  uint8_t *file;
+  bool good = true;
+
+  for (size_t i = 0; i < sizeof sizes / sizeof sizes[0] && good; ++i) {
+    unlink (at ("a.fvd"));
+    good = create (at ("a.fvd"), true, sizes[i], NULL, NULL, 0, 0) == 0 &&
+      nc_image_inspect (at ("a.fvd"), NULL, &info) == 0;
+    if (!good)
+      break;
+    good = info.size == sizes[i] && strcmp (info.format, "fvd") == 0 &&
+      info.version == 1 && info.clean && !info.retired &&
+      !info.has_backing && info.allocated == 0 && info.journal_used == 0 &&
+      info.journal_size == 1 << 20 && strlen (info.uuid) == 36 &&
+      info.file_size >= info.data_offset + info.size &&
+      info.data_offset % info.block_size == 0 &&
+      info.block_size == (sizes[i] > UINT64_C (1) << 40 ? 8192 : 4096) &&
+      info.storage <= 8 << 20 && !info.remote;
+    if (good && sizes[i] < 1 << 25) {
+      file = slurp (at ("a.fvd"), &file_size);
+      good = fvd_reader_open (&r, file, file_size) == 0 ||
+        note ("the reader says: %s", r.why);
+      good = good && (r.flags & 1) && r.copies == 2 && r.records == 0;
+      for (uint64_t b = 0; b < r.nblocks && good; ++b)
+        good = !r.allocated[b];
+      fvd_reader_close (&r);
+      free (file);
+    }
+    if (!good)
+      note ("size %llu, blocks of %u, %llu bytes of storage",
+            (unsigned long long) sizes[i], info.block_size,
+            (unsigned long long) info.storage);
+    nc_image_info_free (&info);
+  }
+  ok (good, "images of all sizes are created as the specification says");
+
+  ok (refused (at ("a.fvd"), true, 4096, NULL, NULL, 0, 0),
+      "an existing file is not overwritten");
+  unlink (at ("a.fvd"));
+  ok (refused (at ("a.fvd"), false, 0, NULL, NULL, 0, 0),
+      "without size and backing there is nothing to create");
+  ok (refused (at ("a.fvd"), true, UINT64_MAX, NULL, NULL, 0, 0) &&
+      refused (at ("a.fvd"), true, (UINT64_C (1) << 62) + 1, NULL, NULL, 0,
+               0) &&
+      refused (at ("a.fvd"), true, UINT64_C (1) << 63, NULL, NULL, 0, 0),
+      "sizes beyond the limit are refused");
+  ok (refused (at ("a.fvd"), true, 4096, NULL, NULL, 2048, 0) &&
+      refused (at ("a.fvd"), true, 4096, NULL, NULL, 4097, 0) &&
+      refused (at ("a.fvd"), true, 4096, NULL, NULL, 12288, 0) &&
+      refused (at ("a.fvd"), true, 4096, NULL, NULL, 1 << 22, 0) &&
+      refused (at ("a.fvd"), true, 4096, NULL, NULL, UINT32_MAX, 0) &&
+      refused (at ("a.fvd"), true, 4096, NULL, NULL, 1u << 31, 0),
+      "block sizes that are not allowed are refused");
+  ok (refused (at ("a.fvd"), true, 4096, NULL, NULL, 0, 1) &&
+      refused (at ("a.fvd"), true, 4096, NULL, NULL, 0, 8192) &&
+      refused (at ("a.fvd"), true, 4096, NULL, NULL, 0, 16385) &&
+      refused (at ("a.fvd"), true, 4096, NULL, NULL, 0,
+               (UINT64_C (1) << 30) + 4096) &&
+      refused (at ("a.fvd"), true, 4096, NULL, NULL, 0, UINT64_MAX),
+      "and so are sizes of the journal");
+  ok (create (at ("a.fvd"), true, 4096, NULL, NULL, 1 << 21,
+              UINT64_C (1) << 30) == 0,
+      "the largest block and journal are allowed");
+  unlink (at ("a.fvd"));
+  ok (refused (at ("no/such/dir.fvd"), true, 4096, NULL, NULL, 0, 0),
+      "a directory that is not there is an error");
+  ok (refused (at ("a.fvd"), true, 4096, at ("none.raw"), "raw", 0, 0),
+      "so is a backing that is not there");
+
+  must (create (at ("b.fvd"), true, 10000, NULL, NULL, 0, 0) == 0,
+        "create");
+  ok (refused (at ("a.fvd"), false, 0, at ("b.fvd"), NULL, 0, 0),
+      "the format of a backing is never guessed");
+  ok (refused (at ("a.fvd"), false, 0, at ("b.fvd"), "qcow2", 0, 0),
+      "nor is an unknown one taken");
+  ok (refused (at ("b.fvd"), false, 0, at ("b.fvd"), "fvd", 0, 0),
+      "an image is not its own backing");
+  ok (create (at ("a.fvd"), false, 0, at ("b.fvd"), "fvd", 0, 0) == 0 &&
+      nc_image_inspect (at ("a.fvd"), NULL, &info) == 0 &&
+      info.size == 10000 && info.has_backing &&
+      strcmp (info.backing, "b.fvd") == 0 &&
+      strcmp (info.backing_format, "fvd") == 0 &&
+      info.backing_size == 10000 && strlen (info.backing_uuid) == 36,
+      "size, UUID and relative path of the backing are recorded");
+  nc_image_info_free (&info);
+  ok (nc_image_inspect (at ("b.fvd"), "raw", &info) == 0 &&
+      strcmp (info.format, "raw") == 0 && info.size == info.file_size &&
+      info.uuid[0] == '\0', "an image can be inspected as raw");
+  nc_image_info_free (&info);
+  tap_clear ();
+  ok (nc_image_inspect (at ("none"), NULL, &info) == -1 && tap_errors == 1,
+      "inspecting what is not there is an error, reported once");
+  nc_image_info_free (&info);
+  unlink (at ("a.fvd"));
+  unlink (at ("b.fvd"));
+}
+
+static unsigned errors_found, others_found;
+
+static void
+finding (void *opaque, bool error, const char *text)
+{
+  if (opaque != &errors_found || text == NULL || text[0] == '\0')
+    others_found += 1000;
+  if (error)
+    errors_found++;
+  else
+    others_found++;
+}
+
+/* Check PATH.  Returns the number of errors, or -1. */
+static int
+check (const char *path, struct nc_check_result *result)
+{
+  errors_found = others_found = 0;
+  tap_clear ();
+  if (nc_image_check (path, finding, &errors_found, result) == -1)
+    return -1;
+  if (result->errors != errors_found || result->warnings != others_found)
+    note ("counted %u errors and %u warnings, found %u and %u",
+          (unsigned) result->errors, (unsigned) result->warnings,
+          errors_found, others_found);
+  return result->errors;
+}
+
+static bool
+write_some (const char *path, bool stop)
+{
+  struct nc_chain_options opts = {
+    .image = path, .memory_fd = -1, .retry = 1
+  };
+  struct nc_chain *chain = nc_chain_open (&opts);
+  struct nc_export *e = NULL;
+  char buf[10000];
+  bool good = chain && nc_chain_start (chain) == 0 &&
+    (e = nc_export_open (chain, "", 0)) != NULL;
+
+  memset (buf, 'x', sizeof buf);
+  good = good && nc_export_pwrite (e, buf, sizeof buf, 100, 0) == 0 &&
+    nc_export_pwrite (e, buf, sizeof buf, 4032 * 4096 - 5000, 0) == 0 &&
+    nc_export_flush (e) == 0 && (!stop || nc_chain_stop (chain) == 0);
+  nc_export_close (e);
+  nc_chain_close (chain);
+  return good;
+}
+
+static void
+test_check (void)
+{
+  struct nc_check_result result;
+  struct fvd_reader r;
+  uint64_t file_size, summary, bitmap, changed;
+  uint8_t *file, sector[512];
+  const char *path = strdup (at ("c.fvd"));
+
+  must (create (path, true, 4036 * 4096 - 7, NULL, NULL, 0, 16384) == 0,
+        "create");
+  ok (check (path, &result) == 0 && result.warnings == 0 &&
+      result.allocated == 0 && result.journal_records == 0,
+      "a new image is faultless");
+  must (write_some (path, false), "write");
+  ok (check (path, &result) == 0 && result.journal_records > 0 &&
+      result.allocated == 7 * 4096,
+      "so is one that was not closed; its records are counted");
+  must (write_some (path, true), "write");
+  ok (check (path, &result) == 0 && result.journal_records == 0 &&
+      result.allocated == 7 * 4096 && result.warnings == 0 &&
+      result.blocks_checked == 4036, "so is one that was closed");
+
+  file = slurp (path, &file_size);
+  must (fvd_reader_open (&r, file, file_size) == 0, r.why);
+  summary = fvd_reader_le (r.header + FVD_AT_SUMMARY, 8);
+  bitmap = fvd_reader_le (r.header + FVD_AT_BITMAP, 8);
+
+  poke (path, bitmap + 10, "\x55", 1);
+  ok (check (path, &result) > 0, "a changed sector of the bitmap is found");
+  poke (path, bitmap, file + bitmap, 512);
+  poke (path, summary + 400, "\x55", 1);
+  ok (check (path, &result) != 0, "a changed sector of the summary is found");
+  memcpy (sector, file + summary, 512);
+  sector[0] = 2 | 3 << 2;
+  fvd_reader_seal (r.header + FVD_AT_UUID, 1, 0, sector);
+  poke (path, summary, sector, 512);
+  ok (check (path, &result) != 0, "an invalid state of a page is found");
+  poke (path, summary, file + summary, 512);
+  memcpy (sector, file + bitmap + 512, 512);
+  sector[1] |= 1;
+  fvd_reader_seal (r.header + FVD_AT_UUID, 2, 1, sector);
+  poke (path, bitmap + 512, sector, 512);
+  ok (check (path, &result) != 0, "a bit behind the last block is found");
+  poke (path, bitmap + 512, file + bitmap + 512, 512);
+  poke (path, r.header == file ? 200 : 4096 + 200, "\x55", 1);
+  ok (check (path, &result) != 0 || result.warnings > 0,
+      "a damaged header copy is told");
+  poke (path, 0, file, 8192);
+  poke (path, 4096 * (r.header == file) + 200, "\x55", 1);
+  ok (check (path, &result) == 0 && result.warnings > 0,
+      "the other one, too, as a warning");
+  poke (path, 0, file, 8192);
+  ok (check (path, &result) == 0 && result.warnings == 0,
+      "put back as it was it is faultless");
+
+  {
+    uint8_t *after = slurp (path, &changed);
+
+    ok (changed == file_size && memcmp (file, after, file_size) == 0,
+        "checking changes nothing");
+    free (after);
+  }
+  must (truncate (path, file_size - 1) == 0, "truncate");
+  ok (check (path, &result) != 0, "a file that is too short is found");
+  must (truncate (path, 100) == 0, "truncate");
+  ok (check (path, &result) != 0 && tap_errors + errors_found > 0,
+      "what is no image is not called good");
+  fvd_reader_close (&r);
+  free (file);
+  unlink (path);
+  free ((char *) path);
+}
+
+/* Bytes of the disk, through the chain, read-only. */
+static bool
+shows (const char *path, bool follow, char expected)
+{
+  struct nc_chain_options opts = {
+    .image = path, .memory_fd = -1, .retry = 1, .read_only = true,
+    .follow = follow,
+  };
+  struct nc_chain *chain = nc_chain_open (&opts);
+  struct nc_export *e = NULL;
+  char c = 1;
+  bool good = chain && nc_chain_start (chain) == 0 &&
+    (e = nc_export_open (chain, "", 0)) != NULL &&
+    nc_export_pread (e, &c, 1, 200) == 0;
+
+  nc_export_close (e);
+  nc_chain_close (chain);
+  return good && c == expected;
+}
+
+static void
+test_snapshot (void)
+{
+  struct nc_image_info old, new;
+  struct nc_chain_options opts = { .memory_fd = -1, .retry = 1 };
+  struct nc_chain *chain;
+  char old_path[300], new_path[300], third[300];
+
+  snprintf (old_path, sizeof old_path, "%s", at ("s.fvd"));
+  snprintf (new_path, sizeof new_path, "%s", at ("new.fvd"));
+  snprintf (third, sizeof third, "%s", at ("third.fvd"));
+  must (create (old_path, true, 4034 * 4096 - 7, NULL, NULL, 8192, 16384)
+        == 0 && write_some (old_path, true), "create");
+  tap_clear ();
+  ok (nc_image_snapshot (old_path, new_path) == 0 && tap_errors == 0,
+      "a snapshot is made");
+  must (nc_image_inspect (old_path, NULL, &old) == 0 &&
+        nc_image_inspect (new_path, NULL, &new) == 0, "inspect");
+  ok (old.retired && old.successor && strcmp (old.successor_uuid, new.uuid)
+      == 0, "the old image is retired and names its successor");
+  ok (new.has_backing && strcmp (new.backing_uuid, old.uuid) == 0 &&
+      strcmp (new.backing_format, "fvd") == 0 && new.size == old.size &&
+      new.backing_size == old.size && new.allocated == 0 && new.clean &&
+      strcmp (new.uuid, old.uuid) != 0,
+      "the new one is empty and has the old one as its backing");
+  nc_image_info_free (&old);
+  nc_image_info_free (&new);
+  ok (shows (new_path, false, 'x') && write_some (new_path, true),
+      "the disk is the same and can be written");
+
+  opts.image = old_path;
+  tap_clear ();
+  ok ((chain = nc_chain_open (&opts)) == NULL && tap_errors == 1,
+      "the old image cannot be opened for writing any more");
+  nc_chain_close (chain);
+  opts.follow = true;
+  chain = nc_chain_open (&opts);
+  ok (chain && nc_chain_n_layers (chain) == 2,
+      "but leads to the new one when asked to follow");
+  tap_clear ();
+  ok (nc_image_snapshot (new_path, third) == -1 && tap_errors == 1,
+      "an image in use gets no snapshot");
+  nc_chain_close (chain);
+  ok (access (third, F_OK) == -1, "and nothing is left of the attempt");
+
+  tap_clear ();
+  ok (nc_image_snapshot (old_path, third) == -1 && tap_errors == 1,
+      "a retired image gets no second successor");
+  ok (nc_image_snapshot (new_path, new_path) == -1,
+      "an image is not its own successor");
+  ok (nc_image_snapshot (new_path, old_path) == -1,
+      "an existing image is not overwritten");
+  ok (nc_image_snapshot (at ("none"), third) == -1,
+      "what is not there gets no snapshot");
+
+  /* Interrupted between the two steps: the new image is there, the old one
+   * not retired.  Both header copies are put back. */
+  {
+    uint64_t size;
+    uint8_t *file = slurp (new_path, &size);
+
+    ok (nc_image_snapshot (new_path, third) == 0, "a third layer");
+    poke (new_path, 0, file, 8192);
+    free (file);
+    tap_clear ();
+    ok (nc_image_snapshot (new_path, third) == 0,
+        "a snapshot that was interrupted can be made again");
+    ok (nc_image_inspect (new_path, NULL, &old) == 0 && old.retired &&
+        shows (third, false, 'x'), "and ends as if it had not been");
+    nc_image_info_free (&old);
+  }
+  ok (shows (old_path, true, 'x'), "following goes on to the last");
+  unlink (old_path);
+  unlink (new_path);
+  unlink (third);
+}
+
+int
+main (void)
+{
+  tap_start (60);
+
+  must (mkdtemp (top_dir) != NULL, top_dir);
+  test_create ();
+  test_check ();
+  test_snapshot ();
+  ok (n_files () == 0, "no file is left behind");
+  nftw (top_dir, remove_one, 8, FTW_DEPTH | FTW_PHYS);
+  return tap_done ();
+}
