@@ -163,6 +163,21 @@ check_backing (const struct nc_layer *above, const struct nc_layer *layer)
   return 0;
 }
 
+/* An image that a snapshot made is not the active one before the image below
+ * says so: of the two, one can be written at any time. */
+static int
+refuse_early (const struct nc_layer *above, const struct nc_layer *layer)
+{
+  if (!above->writable || !above->takes_over ||
+      (layer->retired && nc_uuid_equal (&layer->successor, &above->uuid)))
+    return 0;
+  nc_error ("%s: the snapshot that made this image was interrupted, and '%s' "
+            "is still the active one: run it again (nbdchain snapshot), or "
+            "remove this image", above->path, layer->path);
+  errno = EROFS;
+  return -1;
+}
+
 static int
 refuse_cycle (const struct build *b, const struct nc_layer *layer)
 {
@@ -187,6 +202,7 @@ static int
 push (struct build *b, struct nc_layer *layer)
 {
   if (b->n > 0 && (check_backing (b->layers[b->n - 1], layer) == -1 ||
+                   refuse_early (b->layers[b->n - 1], layer) == -1 ||
                    refuse_cycle (b, layer) == -1)) {
     nc_layer_close (layer);
     return -1;

@@ -320,7 +320,7 @@ free_backing (struct nc_backing *b)
  */
 static int
 create_over (const struct nc_image_create_options *opts,
-             const struct nc_backing *b, nc_uuid *uuid)
+             const struct nc_backing *b, bool takes_over, nc_uuid *uuid)
 {
   const uint64_t size = opts->has_size ? opts->size : b->size;
   struct nc_fvd_create_options fvd = {
@@ -331,6 +331,7 @@ create_over (const struct nc_image_create_options *opts,
     .journal_size = opts->journal_size ? opts->journal_size
       : UINT64_C (1) << 20,
     .backing = b,
+    .takes_over = takes_over,
   };
   struct new_file nf;
   uint64_t file_size;
@@ -360,7 +361,7 @@ nc_image_create (const struct nc_image_create_options *opts)
     return -1;
   if (opts->backing && learn_backing (opts, &b) == -1)
     return -1;
-  return create_over (opts, &b, &uuid);
+  return create_over (opts, &b, false, &uuid);
 }
 
 /* Snapshots. */
@@ -382,7 +383,7 @@ find_interrupted (const struct nc_layer *layer, const char *path,
   other = open_alone (path, "fvd");
   if (other == NULL)
     return -1;
-  same = other->backing.present && other->size == layer->size &&
+  same = other->takes_over && other->size == layer->size &&
     other->backing.size == layer->size &&
     nc_uuid_equal (&other->backing.uuid, &layer->uuid) &&
     nc_layer_info (other, &info) == 0 && info.allocated == 0 &&
@@ -417,7 +418,7 @@ put_on_top (const char *path, struct nc_layer *layer, const char *new_path,
   if (b.ref == NULL || b.format == NULL || b.identity == NULL)
     return -1;
   r = find_interrupted (layer, new_path, uuid);
-  return r == 0 ? create_over (&opts, &b, uuid) : r == 1 ? 0 : -1;
+  return r == 0 ? create_over (&opts, &b, true, uuid) : r == 1 ? 0 : -1;
 }
 
 int

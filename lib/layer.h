@@ -43,6 +43,10 @@ struct nc_layer {
   bool writable;
   nc_uuid uuid;                 /* null: it has none */
   struct nc_backing backing;
+  bool retired;                 /* another image took over: */
+  nc_uuid successor;
+  bool takes_over;              /* made by a snapshot: it is written only once
+                                   its backing is retired in its favour */
 };
 
 struct nc_layer_options {

@@ -181,7 +181,8 @@ check_areas (const struct nc_dev *dev, const struct fvd_header *h)
 static int
 check (const struct nc_dev *dev, const struct fvd_header *h)
 {
-  const uint32_t known = FVD_CLEAN | FVD_HAS_BACKING | FVD_RETIRED;
+  const uint32_t known = FVD_CLEAN | FVD_HAS_BACKING | FVD_RETIRED |
+    FVD_TAKES_OVER;
 
   if (h->features[2] != 0 || (h->features[1] != 0 && dev->writable)) {
     nc_error ("%s: uses features (%#" PRIx64 ", %#" PRIx64 ") of a newer "

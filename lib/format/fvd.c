@@ -49,6 +49,9 @@ fill_in_layer (struct nc_layer *layer)
   layer->size = f->h.size;
   layer->block_size = UINT32_C (1) << f->h.block_bits;
   layer->uuid = f->h.uuid;
+  layer->retired = f->h.flags & FVD_RETIRED;
+  layer->successor = f->h.successor_uuid;
+  layer->takes_over = f->h.flags & FVD_TAKES_OVER;
   b->present = f->h.flags & FVD_HAS_BACKING;
   b->size = f->h.backing_size;
   b->uuid = f->h.backing_uuid;
@@ -502,7 +505,7 @@ nc_fvd_create (struct nc_dev *dev, const struct nc_fvd_create_options *opts,
   h->flags = FVD_CLEAN;
   h->journal_tail = 1;
   if (b->present) {
-    h->flags |= FVD_HAS_BACKING;
+    h->flags |= FVD_HAS_BACKING | (opts->takes_over ? FVD_TAKES_OVER : 0);
     h->backing_size = b->size;
     h->backing_uuid = b->uuid;
     if (set_string (h, dev->name, FVD_BACKING_REF, b->ref) == -1 ||

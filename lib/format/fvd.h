@@ -29,7 +29,9 @@
 #define FVD_SIZE_MAX (UINT64_C (1) << 62)
 #define FVD_SUMMARY_PAGES 2016  /* pages that a sector of the summary tells of */
 
-enum { FVD_CLEAN = 1, FVD_HAS_BACKING = 2, FVD_RETIRED = 4 };
+enum {
+  FVD_CLEAN = 1, FVD_HAS_BACKING = 2, FVD_RETIRED = 4, FVD_TAKES_OVER = 8
+};
 enum fvd_kind { FVD_SUMMARY = 1, FVD_BITMAP = 2, FVD_JOURNAL = 3 };
 enum fvd_summary { FVD_NONE = 0, FVD_ALL = 1, FVD_MIXED = 2 };
 
@@ -222,6 +224,7 @@ struct nc_fvd_create_options {
   unsigned block_bits;
   uint64_t journal_size;
   const struct nc_backing *backing;
+  bool takes_over;              /* from the backing, once that is retired */
 };
 
 /* The length of the file that holds such an image.  Returns -1 if that is
