@@ -478,7 +478,7 @@ choose_range (struct client *c, struct op *op)
 
   if (c->opts.align != 0)
     unit = c->opts.align;
-  if ((op->kind == OP_ZERO || op->kind == OP_TRIM) && rng_below (r, 8) == 0)
+  if ((op->kind == OP_ZERO || op->kind == OP_TRIM) && rng_below (r, 24) == 0)
     limit = size;
   if (limit > UINT32_MAX / 2)
     limit = UINT32_MAX / 2;
@@ -782,9 +782,11 @@ settle_range (struct client *c, const char *what, uint64_t offset,
               uint64_t count)
 {
   static uint8_t *buf;
-  const size_t piece = 4 << 20;
+  const size_t most = 4 << 20;
+  const size_t piece = c->opts.max_count < 65536 ? 65536 :
+    c->opts.max_count < most ? c->opts.max_count : most;
 
-  if (buf == NULL && (buf = malloc (piece)) == NULL) {
+  if (buf == NULL && (buf = malloc (most)) == NULL) {
     perror ("malloc");
     exit (2);
   }

@@ -51,6 +51,7 @@ static const char help[] =
 "  --state FILE       save the content at the end, for oracle --state\n"
 "  --pid-file FILE    the pid file of nbdkit, removed before a start\n"
 "  --log FILE         add marks for powerloss to FILE\n"
+"  --flush            with --serve: flush and use FUA all the same\n"
 "  --flush-at-end     flush before the last stop\n"
 "  --timeout SECONDS  how long to wait for the server (default 20)\n"
 "Exit status: 0 nothing lost, 1 something was, 2 trouble.\n";
@@ -59,7 +60,7 @@ enum {
   OPT_HELP = 256, OPT_SERVE, OPT_KILLS, OPT_SEED, OPT_CONNECTIONS,
   OPT_INFLIGHT, OPT_OVERLAP, OPT_MAX_SIZE, OPT_MAX_OPS, OPT_BASE, OPT_STATE,
   OPT_PID_FILE, OPT_LOG, OPT_FLUSH_AT_END, OPT_TIMEOUT, OPT_SOCKET,
-  OPT_LIVE_MS
+  OPT_LIVE_MS, OPT_FLUSH
 };
 
 static const struct option options[] = {
@@ -72,6 +73,7 @@ static const struct option options[] = {
   { "overlap", no_argument, NULL, OPT_OVERLAP },
   { "max-size", required_argument, NULL, OPT_MAX_SIZE },
   { "live-ms", required_argument, NULL, OPT_LIVE_MS },
+  { "flush", no_argument, NULL, OPT_FLUSH },
   { "max-ops", required_argument, NULL, OPT_MAX_OPS },
   { "base", required_argument, NULL, OPT_BASE },
   { "state", required_argument, NULL, OPT_STATE },
@@ -85,7 +87,7 @@ static const struct option options[] = {
 
 struct settings {
   struct client_options opts;
-  bool serve, flush_at_end;
+  bool serve, flush, flush_at_end;
   uint64_t kills, max_ops, live_ms;
   const char *base, *state, *pid_file, *log, *socket;
   char **command;
@@ -332,6 +334,7 @@ parse (struct settings *s, int argc, char *argv[])
     case OPT_MAX_SIZE: s->opts.max_count = number (optarg, 1, 32 << 20); break;
     case OPT_MAX_OPS: s->max_ops = number (optarg, 1, 1 << 20); break;
     case OPT_LIVE_MS: s->live_ms = number (optarg, 0, 60000); break;
+    case OPT_FLUSH: s->flush = true; break;
     case OPT_BASE: s->base = optarg; break;
     case OPT_STATE: s->state = optarg; break;
     case OPT_PID_FILE: s->pid_file = optarg; break;
@@ -348,7 +351,7 @@ parse (struct settings *s, int argc, char *argv[])
     exit (2);
   }
   s->command = &argv[optind];
-  if (s->serve) {
+  if (s->serve && !s->flush) {
     s->opts.weight[OP_FLUSH] = 0;
     s->opts.fua_percent = 0;
   }

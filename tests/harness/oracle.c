@@ -24,7 +24,9 @@
 
 static const char help[] =
 "Usage: oracle [OPTION]... URI\n"
+"       oracle [--seed N] --make-base FILE BYTES\n"
 "Send random operations to the NBD server at URI and check every answer.\n"
+"Or make FILE, of non-zero random bytes and a few holes.\n"
 "\n"
 "  --seed N           what the operations depend on (default 1)\n"
 "  --ops N            how many (default 2000)\n"
@@ -51,7 +53,7 @@ enum {
   OPT_HELP = 256, OPT_SEED, OPT_OPS, OPT_CONNECTIONS, OPT_INFLIGHT,
   OPT_OVERLAP, OPT_MAX_SIZE, OPT_ALIGN, OPT_BASE, OPT_STATE, OPT_NO_FLUSH,
   OPT_READ_ONLY, OPT_FUA, OPT_WEIGHTS, OPT_LOG, OPT_VERIFY_ONLY, OPT_TIMEOUT,
-  OPT_LONG_EXTENTS
+  OPT_LONG_EXTENTS, OPT_MAKE_BASE
 };
 
 static const struct option options[] = {
@@ -72,6 +74,7 @@ static const struct option options[] = {
   { "log", required_argument, NULL, OPT_LOG },
   { "verify-only", no_argument, NULL, OPT_VERIFY_ONLY },
   { "long-extents", no_argument, NULL, OPT_LONG_EXTENTS },
+  { "make-base", required_argument, NULL, OPT_MAKE_BASE },
   { "timeout", required_argument, NULL, OPT_TIMEOUT },
   { NULL, 0, NULL, 0 }
 };
@@ -79,7 +82,7 @@ static const struct option options[] = {
 struct settings {
   struct client_options opts;
   uint64_t ops;
-  const char *base, *state, *log, *uri;
+  const char *base, *state, *log, *uri, *make_base;
   bool no_flush, verify_only;
   double timeout;
 };
@@ -142,6 +145,7 @@ parse (struct settings *s, int argc, char *argv[])
     case OPT_LOG: s->log = optarg; break;
     case OPT_VERIFY_ONLY: s->verify_only = true; break;
     case OPT_LONG_EXTENTS: s->opts.long_extents = true; break;
+    case OPT_MAKE_BASE: s->make_base = optarg; break;
     case OPT_TIMEOUT: s->timeout = number (optarg, 0, 86400); break;
     default: fputs ("Try 'oracle --help'.\n", stderr); exit (2);
     }
@@ -158,6 +162,33 @@ parse (struct settings *s, int argc, char *argv[])
   s->opts.settling = s->opts.overlap ? SETTLE_ROUNDS : SETTLE_AT_ONCE;
 }
 
+/* Hole or data, in units of 64 KiB. */
+static int
+make_base (const char *file, uint64_t seed, uint64_t size)
+{
+  uint8_t buf[65536];
+  uint64_t at, n;
+  FILE *fp = fopen (file, "w");
+
+  for (at = 0; fp != NULL && at < size; at += n) {
+    n = size - at < sizeof buf ? size - at : sizeof buf;
+    if (mix64 (seed + at) % 16 == 0)
+      continue;
+    pattern_bytes (seed, 0, at, buf, n);
+    if (fseek (fp, at, SEEK_SET) == -1 || fwrite (buf, 1, n, fp) != n)
+      break;
+  }
+  if (fp == NULL || at < size || fflush (fp) == EOF ||
+      ftruncate (fileno (fp), size) == -1) {
+    perror (file);
+    if (fp != NULL)
+      fclose (fp);
+    return 2;
+  }
+  fclose (fp);
+  return 0;
+}
+
 int
 main (int argc, char *argv[])
 {
@@ -168,6 +199,9 @@ main (int argc, char *argv[])
   const double began = now ();
 
   parse (&s, argc, argv);
+  if (s.make_base != NULL)
+    return make_base (s.make_base, s.opts.seed,
+                      number (s.uri, 0, INT64_MAX));
   size = disk_size (s.uri, s.timeout);
   if (size == -1)
     return 2;

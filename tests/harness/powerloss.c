@@ -13,6 +13,7 @@
 
 #include <config.h>
 
+#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <getopt.h>
@@ -54,6 +55,7 @@ static const char help[] =
 "  --keep DIR      put the state there, leave it there\n"
 "  --dump FILE     write the disk as seen to FILE (with --only)\n"
 "  --rewrite N     write to every Nth state too (default 10, 0: none)\n"
+"  --read-only ARG    open every second state with this added argument\n"
 "  --also COMMAND  every 10th state, a shell command that must exit with 0\n"
 "  --drop WHAT     leave syncs out, to see the check fail: data-sync (those\n"
 "                  before a journal record), journal-sync (of the record)\n"
@@ -61,7 +63,8 @@ static const char help[] =
 
 enum {
   OPT_HELP = 256, OPT_STATES, OPT_SEED, OPT_ONLY, OPT_JOBS, OPT_BASE,
-  OPT_WORK, OPT_KEEP, OPT_DUMP, OPT_REWRITE, OPT_ALSO, OPT_DROP
+  OPT_WORK, OPT_KEEP, OPT_DUMP, OPT_REWRITE, OPT_ALSO, OPT_DROP,
+  OPT_READ_ONLY
 };
 
 static const struct option options[] = {
@@ -75,6 +78,7 @@ static const struct option options[] = {
   { "keep", required_argument, NULL, OPT_KEEP },
   { "dump", required_argument, NULL, OPT_DUMP },
   { "rewrite", required_argument, NULL, OPT_REWRITE },
+  { "read-only", required_argument, NULL, OPT_READ_ONLY },
   { "also", required_argument, NULL, OPT_ALSO },
   { "drop", required_argument, NULL, OPT_DROP },
   { NULL, 0, NULL, 0 }
@@ -91,7 +95,7 @@ struct settings {
   bool run;                     /* a program judges, not the disk */
   uint64_t states, seed, only, rewrite;
   unsigned jobs;
-  const char *base, *keep, *dump, *also, *log;
+  const char *base, *keep, *dump, *also, *read_only, *log;
   char work[PATH_MAX];
   enum replay_drop drop;
   char **command;
@@ -153,11 +157,10 @@ make_command (const struct checker *c, bool read_only)
     perror ("calloc");
     exit (2);
   }
-  for (i = 0; i < n; i++) {
+  for (i = 0; i < n; i++)
     argv[out++] = substitute (c->s->command[i], c->dir);
-    if (i == 0 && read_only)
-      argv[out++] = strdup ("-r");
-  }
+  if (read_only && c->s->read_only != NULL)
+    argv[out++] = strdup (c->s->read_only);
   return argv;
 }
 
@@ -560,7 +563,7 @@ dump_disk (const struct checker *c)
 static bool
 check_state (struct checker *c, const struct state *state, struct rng *rng)
 {
-  const bool read_only = state->number % 2 && c->s->dump == NULL;
+  const bool read_only = state->number % 2 && c->s->read_only != NULL;
   struct nbd_handle *nbd;
   bool ok;
 
@@ -721,34 +724,124 @@ check (struct settings *s)
   return r;
 }
 
-/* Is what the log says the whole truth? */
+/* The whole of a file, or NULL.  With an extra byte, so never of no size. */
+static uint8_t *
+read_file (const char *dir, const char *name, size_t *size)
+{
+  char path[PATH_MAX];
+  struct stat st;
+  uint8_t *buf = NULL;
+  int fd;
+
+  snprintf (path, sizeof path, "%s/%s", dir, name);
+  fd = open (path, O_RDONLY | O_CLOEXEC);
+  if (fd == -1)
+    return NULL;
+  if (fstat (fd, &st) == 0 && (buf = malloc (st.st_size + 1)) != NULL) {
+    *size = 0;
+    while (*size < (size_t) st.st_size) {
+      const ssize_t r = read (fd, buf + *size, st.st_size - *size);
+
+      if (r <= 0)
+        break;
+      *size += r;
+    }
+  }
+  close (fd);
+  return buf;
+}
+
+/* Every byte of the file is as in one of the two replays. */
+static bool
+compare_file (const char *dir, char *const replays[2], const char *name)
+{
+  uint8_t *real, *with, *without;
+  size_t size = 0, size1 = 0, size2 = 0, i = 0;
+  bool ok = false;
+
+  real = read_file (dir, name, &size);
+  with = read_file (replays[0], name, &size1);
+  without = read_file (replays[1], name, &size2);
+  if (real != NULL && with != NULL && without != NULL &&
+      (size == size1 || size == size2)) {
+    while (i < size && ((i < size1 && real[i] == with[i]) ||
+                        (i < size2 && real[i] == without[i])))
+      i++;
+    ok = i == size;
+  }
+  if (!ok)
+    fprintf (stderr, "FAILED: %s/%s is not what the log says, from byte %zu "
+             "of %zu (%zu or %zu in the log)\n", dir, name, i, size, size1,
+             size2);
+  free (real);
+  free (with);
+  free (without);
+  return ok;
+}
+
+static bool
+compare_files (const char *dir, char *const replays[2])
+{
+  DIR *d = opendir (dir);
+  struct dirent *entry;
+  bool ok = d != NULL;
+
+  while (d != NULL && (entry = readdir (d)) != NULL)
+    if (entry->d_type == DT_REG)
+      ok = compare_file (dir, replays, entry->d_name) && ok;
+  if (d != NULL)
+    closedir (d);
+  d = opendir (replays[0]);
+  while (d != NULL && (entry = readdir (d)) != NULL)
+    if (entry->d_type == DT_REG) {
+      char path[PATH_MAX];
+
+      snprintf (path, sizeof path, "%s/%s", dir, entry->d_name);
+      if (access (path, F_OK) == -1) {
+        fprintf (stderr, "FAILED: %s is only in the log\n", path);
+        ok = false;
+      }
+    }
+  if (d != NULL)
+    closedir (d);
+  return ok;
+}
+
+/* Is what the log says the whole truth?  A process that was killed may have
+ * made the change it had begun, or a part of it. */
 static int
 compare (const char *dir, const char *log)
 {
-  struct replay *replay = replay_open (log, DROP_NOTHING);
-  struct rng rng = { 1 };
-  char tmp[] = "/tmp/powerloss-XXXXXX", *line;
-  int r;
+  char tmp[] = "/tmp/powerloss-XXXXXX", *replays[2], *line;
+  unsigned i;
+  bool ok;
 
-  if (replay == NULL)
-    return 2;
   if (mkdtemp (tmp) == NULL) {
     perror (tmp);
     return 2;
   }
-  if (replay_write (replay, NEVER, &rng, tmp) == -1)
-    return 2;
-  replay_close (replay);
-  if (asprintf (&line, "diff -r '%s' '%s'", dir, tmp) == -1)
-    return 2;
-  r = system (line);
-  free (line);
-  if (asprintf (&line, "rm -r '%s'", tmp) == -1 || system (line) != 0)
-    fprintf (stderr, "powerloss: %s remains\n", tmp);
-  free (line);
-  if (r != 0)
-    fprintf (stderr, "FAILED: the log does not give what is in %s\n", dir);
-  return r == 0 ? 0 : 1;
+  for (i = 0; i < 2; i++) {
+    struct replay *replay = replay_open (log, DROP_NOTHING);
+    struct rng rng = { 1 };
+
+    if (replay == NULL || asprintf (&replays[i], "%s/%u", tmp, i) == -1 ||
+        mkdir (replays[i], 0755) == -1)
+      return 2;
+    if (i == 1)
+      replay_skip_unended (replay);
+    if (replay_write (replay, NEVER, &rng, replays[i]) == -1)
+      return 2;
+    replay_close (replay);
+  }
+  ok = compare_files (dir, replays);
+  if (asprintf (&line, "rm -r '%s'", tmp) != -1) {
+    if (system (line) != 0)
+      fprintf (stderr, "powerloss: %s remains\n", tmp);
+    free (line);
+  }
+  free (replays[0]);
+  free (replays[1]);
+  return ok ? 0 : 1;
 }
 
 static uint64_t
@@ -793,6 +886,7 @@ parse (struct settings *s, int argc, char *argv[])
     case OPT_KEEP: s->keep = optarg; break;
     case OPT_DUMP: s->dump = optarg; break;
     case OPT_REWRITE: s->rewrite = number (optarg, 0); break;
+    case OPT_READ_ONLY: s->read_only = optarg; break;
     case OPT_ALSO: s->also = optarg; break;
     case OPT_DROP:
       if (strcmp (optarg, "data-sync") == 0)

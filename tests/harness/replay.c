@@ -629,6 +629,17 @@ replay_close (struct replay *r)
 }
 
 void
+replay_skip_unended (struct replay *r)
+{
+  size_t i, j;
+
+  for (i = 0; i < r->nfiles; i++)
+    for (j = 0; j < r->files[i]->nchanges; j++)
+      if (r->files[i]->changes[j].end == NEVER)
+        r->files[i]->changes[j].failed = true;
+}
+
+void
 replay_range (const struct replay *r, uint64_t *first, uint64_t *last)
 {
   *first = r->first;

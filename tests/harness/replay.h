@@ -60,6 +60,10 @@ extern int64_t replay_write (struct replay *r, uint64_t instant,
 /* Make replay_write write every file anew, because DIR was changed. */
 extern void replay_forget (struct replay *r);
 
+/* Leave out changes whose process died within them: whether they were made
+ * is not known.  Before the first replay_write. */
+extern void replay_skip_unended (struct replay *r);
+
 /* How the last state was chosen, in words. */
 extern const char *replay_story (const struct replay *r);
 

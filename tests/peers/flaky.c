@@ -36,7 +36,9 @@ static const char help[] =
 "  --stall-every N    stall all connections after about N bytes\n"
 "  --stall-ms N       for about this long (default 200)\n"
 "  --refuse-ms N      after a cut, refuse connections for about this long\n"
+"  --calm             no faults until told\n"
 "  --control FIFO     make FIFO, and obey the lines written to it:\n"
+"                     faults, calm (as asked for above, or none),\n"
 "                     cut (all connections), stall, go (end of a stall),\n"
 "                     refuse (close new connections at once), accept\n";
 
@@ -57,7 +59,7 @@ static struct connection *connections[MAX_CONNECTIONS];
 static uint64_t state, cut_every, stall_every, stall_left;
 static unsigned stall_ms = 200, refuse_ms;
 static double stalled_until, refused_until;
-static bool stalled, refusing;
+static bool stalled, refusing, calm;
 static const char *server_path;
 
 static double
@@ -171,20 +173,20 @@ pass (struct connection *c, int from, short got)
   if (half->from < half->to) {
     size_t count = half->to - half->from;
 
-    if (count > c->left)
+    if (count > c->left && !calm)
       count = c->left;
     n = write (c->fd[!from], half->buf + half->from, count);
     if (n == -1)
       return errno == EAGAIN || errno == EINTR;
     half->from += n;
-    if (cut_every > 0) {
+    if (cut_every > 0 && !calm) {
       c->left -= n;
       if (c->left == 0) {
         refused_until = now () + about (refuse_ms) * (refuse_ms > 0) / 1e3;
         return false;
       }
     }
-    if (stall_every > 0) {
+    if (stall_every > 0 && !calm) {
       if (stall_left <= (uint64_t) n) {
         stall_left = about (stall_every);
         stalled_until = now () + about (stall_ms) / 1e3;
@@ -201,6 +203,8 @@ obey (const char *word)
 {
   if (strcmp (word, "cut") == 0)
     cut_all ();
+  else if (strcmp (word, "calm") == 0 || strcmp (word, "faults") == 0)
+    calm = strcmp (word, "calm") == 0;
   else if (strcmp (word, "stall") == 0)
     stalled = true;
   else if (strcmp (word, "go") == 0)
@@ -317,6 +321,7 @@ main (int argc, char *argv[])
     { "stall-every", required_argument, NULL, 't' },
     { "stall-ms", required_argument, NULL, 'm' },
     { "refuse-ms", required_argument, NULL, 'r' },
+    { "calm", no_argument, NULL, 'l' },
     { "control", required_argument, NULL, 'f' },
     { NULL, 0, NULL, 0 }
   };
@@ -332,6 +337,7 @@ main (int argc, char *argv[])
     case 't': stall_every = number (optarg); break;
     case 'm': stall_ms = number (optarg); break;
     case 'r': refuse_ms = number (optarg); break;
+    case 'l': calm = true; break;
     case 'f':
       if ((mkfifo (optarg, 0600) == -1 && errno != EEXIST) ||
           (control = open (optarg, O_RDWR | O_NONBLOCK | O_CLOEXEC)) == -1) {

@@ -149,7 +149,7 @@ read_header (struct fvd_reader *r)
   r->backing_size = LE64 (h + FVD_AT_BACKING_SIZE);
   if (r->size > UINT64_C (1) << 62 || bits < 12 || bits > 21)
     FAIL (r, "size or block size");
-  if (r->flags & ~7u)
+  if (r->flags & ~15u)
     FAIL (r, "flags");
   if (!is_zero (h + FVD_AT_CHUNKS, 32) || !is_zero (h + FVD_AT_RESERVED, 800))
     FAIL (r, "reserved bytes");

@@ -444,6 +444,125 @@ test_base_changes (void)
   unlink (at ("t.fvd"));
 }
 
+/* Exports have the names of layers, and "disk" is the disk's. */
+static void
+test_names (void)
+{
+  static uint8_t zeros[10000], low[10000], data[10000];
+  struct flat disk = { .data = data, .size = sizeof data };
+  struct flat base = { .data = low, .size = sizeof low };
+  struct nc_chain *chain;
+  struct nc_export *d, *b;
+
+  memset (low, 3, sizeof low);
+  memset (data, 3, sizeof data);
+  write_file (at ("disk"), low, sizeof low);
+  must (create (at ("t.fvd"), false, 0, at ("disk"), "raw", 0, 0), "create");
+  chain = open_chain (at ("t.fvd"));
+  must (chain != NULL, "open");
+  d = nc_export_open (chain, "disk", 0);
+  memset (data + 4096, 4, 100);
+  ok (d && nc_export_is_writable (d) &&
+      nc_export_pwrite (d, data + 4096, 100, 4096, 0) == 0 &&
+      same (d, &disk, 0, disk.size),
+      "\"disk\" is the disk though its base has that name");
+  b = nc_export_open (chain, "disk.2", 0);
+  ok (strcmp (nc_chain_layer_name (chain, 1), "disk.2") == 0 && b &&
+      !nc_export_is_writable (b) && same (b, &base, 0, base.size),
+      "and the base is \"disk.2\"");
+  nc_export_close (d);
+  nc_export_close (b);
+  nc_chain_close (chain);
+  unlink (at ("disk"));
+  unlink (at ("t.fvd"));
+
+  /* The image may have that name: it is the disk. */
+  must (create (at ("disk"), true, sizeof zeros, NULL, NULL, 0, 0),
+        "create");
+  disk.data = zeros;
+  chain = open_chain (at ("disk"));
+  d = chain ? nc_export_open (chain, "disk", 0) : NULL;
+  ok (d && strcmp (nc_chain_layer_name (chain, 0), "disk") == 0 &&
+      same (d, &disk, 0, disk.size), "an image called \"disk\" is the disk");
+  nc_export_close (d);
+  nc_chain_close (chain);
+  unlink (at ("disk"));
+}
+
+/* Bytes of memory that this process has touched. */
+static uint64_t
+resident (void)
+{
+  FILE *fp = fopen ("/proc/self/statm", "r");
+  unsigned long long total, here;
+
+  must (fp && fscanf (fp, "%llu %llu", &total, &here) == 2, "statm");
+  fclose (fp);
+  return here * sysconf (_SC_PAGESIZE);
+}
+
+/* The size of a base is not ours to choose, and memory must not depend on
+ * it. */
+static void
+test_huge_base (void)
+{
+  const uint64_t huge = UINT64_C (1) << 61;
+  struct flat f = { .size = 1 << 20 };
+  struct flat end = { .size = 8192 };
+  struct nc_chain *chain;
+  struct nc_export *e, *b;
+  char path[40];
+  uint8_t buf[8192];
+  uint64_t before;
+  int fd = memfd_create ("huge", MFD_CLOEXEC);
+
+  must (fd != -1 && ftruncate (fd, huge) == 0, "a huge file in memory");
+  f.data = calloc (1, f.size);
+  end.data = calloc (1, end.size);
+  must (f.data && end.data, "calloc");
+  memset (f.data + 5000, 1, 5000);
+  memset (end.data + 4096, 2, 4096);
+  must (pwrite (fd, f.data + 5000, 5000, 5000) == 5000 &&
+        pwrite (fd, end.data + 4096, 4096, huge - 4096) == 4096, "pwrite");
+  snprintf (path, sizeof path, "/proc/self/fd/%d", fd);
+  must (create (at ("t.fvd"), true, f.size, path, "raw", 0, 0), "create");
+
+  for (unsigned writable = 0; writable < 2; ++writable) {
+    struct nc_chain_options opts = {
+      .image = at ("t.fvd"), .base = path, .memory_fd = -1,
+      .read_only = !writable, .retry = 1,
+    };
+
+    tap_clear ();
+    before = resident ();
+    chain = nc_chain_open (&opts);
+    e = chain ? nc_export_open (chain, "", 0) : NULL;
+    b = chain ? nc_export_open (chain, nc_chain_layer_name (chain, 1), 0)
+      : NULL;
+    ok (e && nc_chain_start (chain) == 0 && same (e, &f, 0, f.size) &&
+        extents_hold (e, &f, 0, f.size, false),
+        "a small disk over a base of 2^61 bytes is read%s",
+        writable ? ", writable" : "");
+    if (writable) {
+      memset (f.data + 9000, 5, 100);
+      ok (e && nc_export_pwrite (e, f.data + 9000, 100, 9000, 0) == 0 &&
+          same (e, &f, 0, f.size), "and written");
+    }
+    ok (b && nc_export_size (b) == huge &&
+        nc_export_pread (b, buf, sizeof buf, huge - sizeof buf) == 0 &&
+        memcmp (buf, end.data, sizeof buf) == 0, "so is the base's export");
+    ok (resident () < before + (UINT64_C (100) << 20) && tap_errors == 0,
+        "with little memory");
+    nc_export_close (e);
+    nc_export_close (b);
+    nc_chain_close (chain);
+  }
+  free (f.data);
+  free (end.data);
+  unlink (at ("t.fvd"));
+  close (fd);
+}
+
 static void
 test_life (uint64_t *seed)
 {
@@ -911,6 +1030,13 @@ test_errors (void)
   ok (nc_export_pwrite (r.e, buf, 100, 5000, 0) == -1 && errno == EIO &&
       tap_errors == 1, "a base that cannot be read fails a partial write");
   ok (same (r.e, &r.flat, 0, RIG), "which changes nothing");
+  /* Nobody is to be waited for. */
+  tap_clear ();
+  fault_set (&r.top, FAULT_WRITE | FAULT_ZERO, 1, 2, ENOTCONN);
+  ok (nc_export_pwrite (r.e, buf, 4096, 0, 0) == -1 &&
+      nc_export_zero (r.e, 0, 4096, 0) == -1 && tap_errors == 2 &&
+      same (r.e, &r.flat, 0, RIG),
+      "ENOTCONN of a write is an error like others");
   fault_set (&r.base, FAULT_READ, 1, UINT64_MAX, EIO);
   ok (nc_export_pwrite (r.e, buf, 8192, 4096, 0) == 0,
       "a write of whole blocks does not read the base");
@@ -971,6 +1097,8 @@ main (void)
   must (mkdtemp (top_dir) != NULL, top_dir);
   test_sizes (&seed);
   test_base_changes ();
+  test_names ();
+  test_huge_base ();
   test_life (&seed);
   test_threads (&seed);
   test_remote ();

@@ -12,7 +12,9 @@
 
 #include "format/fvd.h"
 
+#include <dlfcn.h>
 #include <sys/mman.h>
+#include <sys/wait.h>
 
 #include "bytes.h"
 #include "checked.h"
@@ -708,6 +710,57 @@ test_torn_headers (void)
       "with both copies gone the image is refused, reported once");
 }
 
+/* Let the sync after the first write fail from now on, as if the server had
+ * been killed before it; see how many came before that write. */
+static struct kill_at_header {
+  bool written;
+  uint64_t syncs;
+} at_header;
+
+static void
+kill_after_header (void *opaque __attribute__ ((__unused__)))
+{
+  if (fault.writes == 1 && !at_header.written) {
+    at_header.written = true;
+    at_header.syncs = fault.syncs;
+    fault.at = fault.count + 1;
+    fault.n = UINT64_MAX;
+    fault.err = EIO;
+  }
+}
+
+/* Killed between a header and its sync, and opened again, twice: at no
+ * moment may power loss tear both copies. */
+static void
+test_killed_openings (uint64_t *seed)
+{
+  bool good = true, first = true;
+
+  for (unsigned round = 0; round < 1 + LESS (12) && good; ++round) {
+    struct nc_layer *l;
+
+    reset ();
+    l = open_layer (true);
+    good = l && do_write (l, 1, 1) == 0 && do_flush (l) == 0;
+    nc_layer_close (l);
+    for (unsigned i = 0; i < 3 && good; ++i) {
+      at_header = (struct kill_at_header) { .written = false };
+      fault_set (&fault, FAULT_SYNC, 0, 0, 0);
+      fault.hook = kill_after_header;
+      l = open_layer (true);
+      fault.hook = NULL;
+      good = (l == NULL && at_header.written) ||
+        note ("the open did not fail");
+      first = first && at_header.syncs > 0;
+      nc_layer_close (l);
+      good = good && any_loss_is_harmless (seed);
+    }
+  }
+  ok (first, "a sync comes before the header of a new life");
+  ok (good, "killed between a header and its sync, then power loss: the "
+      "image opens");
+}
+
 static void
 test_wrap (void)
 {
@@ -819,6 +872,60 @@ test_checkpoint (uint64_t *seed)
       "gap");
 }
 
+/* A thread that found a page not loaded, and goes on only when another has
+ * loaded it and a checkpoint is at work: this stands before the library's
+ * own, and can say what was true a while ago. */
+static enum nc_bitmap_found (*real_run) (const struct nc_bitmap *, uint64_t,
+                                         uint64_t, uint64_t *);
+static bool late;
+static unsigned times_late, times_wrong;
+
+enum nc_bitmap_found
+nc_bitmap_run (const struct nc_bitmap *bm, uint64_t blk, uint64_t max,
+               uint64_t *run)
+{
+  if (late) {
+    late = false;
+    times_late++;
+    return NC_RUN_UNLOADED;
+  }
+  return real_run (bm, blk, max, run);
+}
+
+static void
+ask_late (void *opaque)
+{
+  struct nc_layer *l = opaque;
+  bool allocated;
+  uint64_t run;
+
+  late = true;
+  if (l->format->run (l, 0, BLOCK, &allocated, &run) == -1 || !allocated)
+    times_wrong++;
+  late = false;
+}
+
+static void
+test_load_in_checkpoint (void)
+{
+  struct nc_layer *l;
+
+  times_late = times_wrong = 0;
+  reset ();
+  l = open_layer (true);
+  must (l && do_write (l, 0, 1) == 0, "write");
+  tap_clear ();
+  fault.hook = ask_late;
+  fault.opaque = l;
+  ok (l->format->finish (l) == 0 && times_late >= 4 && times_wrong == 0 &&
+      tap_errors == 0,
+      "who loads a page late does not read it while a checkpoint writes it");
+  fault.hook = NULL;
+  model_flushed ();
+  nc_layer_close (l);
+  ok (opens_and_holds (KILLED), "and nothing is lost by it");
+}
+
 static void
 test_errors (void)
 {
@@ -911,6 +1018,94 @@ test_memory (uint64_t *seed)
   close (fd);
 }
 
+static void
+die (void *opaque __attribute__ ((__unused__)))
+{
+  _exit (7);
+}
+
+/* A server that is killed while it opens the image has put the journal into
+ * the memory, but no life.  What another process writes then is not there. */
+static void
+test_memory_without_life (void)
+{
+  int status, fd = memfd_create ("test", MFD_CLOEXEC);
+  struct nc_layer *l;
+  bool good;
+  pid_t pid;
+
+  must (fd != -1, "memfd_create");
+  reset ();
+  l = open_layer (true);
+  must (l && do_write (l, 70, 1) == 0 && do_flush (l) == 0, "write");
+  nc_layer_close (l);
+
+  pid = fork ();
+  must (pid != -1, "fork");
+  if (pid == 0) {
+    fault.hook = die;
+    nc_layer_close (open_layer_fd (true, fd));
+    _exit (1);
+  }
+  must (waitpid (pid, &status, 0) == pid && WIFEXITED (status) &&
+        WEXITSTATUS (status) == 7, "a server that dies as it opens");
+
+  l = open_layer (true);
+  must (l && do_write (l, 2000, 1) == 0 && l->format->finish (l) == 0,
+        "another writer");
+  model_flushed ();
+  nc_layer_close (l);
+
+  l = open_layer_fd (true, fd);
+  good = l && verify (l, LIVE) && do_write (l, 64, 1) == 0 &&
+    l->format->finish (l) == 0;
+  model_flushed ();
+  nc_layer_close (l);
+  ok (good, "memory of a server that was killed before its life began is "
+      "not believed");
+  ok (opens_and_holds (KILLED), "and loses nothing for later ones");
+  close (fd);
+}
+
+/* A failed sync: what the memory says may not be in the file. */
+static void
+test_memory_after_failed_sync (void)
+{
+  for (unsigned when = 0; when < 3; ++when) {
+    static const char *const what[] = {
+      "at a flush", "of a record", "at the open",
+    };
+    int fd = memfd_create ("test", MFD_CLOEXEC);
+    struct nc_layer *l;
+    bool good = true;
+
+    must (fd != -1, "memfd_create");
+    reset ();
+    if (when == 2)
+      fault_set (&fault, FAULT_SYNC, 1, 1, EIO);
+    l = open_layer_fd (true, fd);
+    if (when < 2) {
+      must (l && do_write (l, 5, 1) == 0, "write");
+      fault_set (&fault, when ? FAULT_DURABLE : FAULT_SYNC, 1, 1, EIO);
+      good = do_flush (l) == -1;
+    }
+    else
+      good = l == NULL;
+    nc_layer_close (l);
+    for (unsigned i = 0; i < 2 && good; ++i) {
+      fault_set (&fault, FAULT_CHANGES, 0, 0, 0);
+      tap_clear ();
+      l = open_layer_fd (true, fd);
+      good = l == NULL && errno == EIO && tap_errors == 1 &&
+        fault.count == 0;
+      nc_layer_close (l);
+    }
+    ok (good, "a sync that failed %s is known to the next server", what[when]);
+    ok (opens_and_holds (KILLED), "without the memory it opens");
+    close (fd);
+  }
+}
+
 /* Put VALUE into both header copies, with right checksums. */
 static void
 put (unsigned at, unsigned bytes, uint64_t value)
@@ -1000,7 +1195,7 @@ test_hostile_headers (void)
     { FVD_AT_BLOCK_BITS, 4, 0 }, { FVD_AT_BLOCK_BITS, 4, 11 },
     { FVD_AT_BLOCK_BITS, 4, 22 }, { FVD_AT_BLOCK_BITS, 4, 64 },
     { FVD_AT_BLOCK_BITS, 4, 255 }, { FVD_AT_BLOCK_BITS, 4, UINT32_MAX },
-    { FVD_AT_FLAGS, 4, 8 }, { FVD_AT_FLAGS, 4, UINT32_MAX },
+    { FVD_AT_FLAGS, 4, 16 }, { FVD_AT_FLAGS, 4, UINT32_MAX },
     { FVD_AT_FLAGS, 4, 2 },             /* a backing without a format */
     { FVD_AT_FLAGS, 4, 4 },             /* retired: not for writing */
     { FVD_AT_SUMMARY, 8, 0 }, { FVD_AT_SUMMARY, 8, 4096 },
@@ -1216,6 +1411,27 @@ test_hostile_metadata (uint64_t *seed)
       !allocated, "and does not when the tail has passed it");
   nc_layer_close (l);
 
+  /* The ring has 32 sectors: of the records from 32 on, 33 would be in the
+   * place of 1. */
+  for (uint64_t number = 32; number < 34; ++number) {
+    reset ();
+    put (FVD_AT_FLAGS, 4, 0);
+    put_record (number, 1, 1, 4032, 1);
+    if (number == 32) {
+      model.now[4032] = YES;
+      for (unsigned i = 0; i < SECTORS; ++i)
+        model_write (4032, i, 0, true);
+    }
+    l = open_layer (true);
+    ok (l && l->format->run (l, 4032 * BLOCK, 1, &allocated, &run) == 0 &&
+        allocated == (number == 32) && do_write (l, 2, 1) == 0 &&
+        do_flush (l) == 0, "record %u of a ring of 32 %s", (unsigned) number,
+        number == 32 ? "counts" : "is ignored");
+    nc_layer_close (l);
+    fault_lose (&fault, &disk, LOSE_ALL, NULL);
+    ok (opens_and_holds (POWER), "and what is flushed then is kept");
+  }
+
   reset ();
   must (fvd_reader_open (&r, disk.data, disk.size) == 0, r.why);
   summary = disk.data + fvd_reader_le (r.header + FVD_AT_SUMMARY, 8);
@@ -1411,21 +1627,103 @@ test_sizes (uint64_t *seed)
   ok (good, "disks of all sizes and blocks, as the other reader sees them");
 }
 
+/* A sparse file in memory that may have terabytes. */
+static struct nc_dev *
+open_large (int fd)
+{
+  return nc_dev_open_fd (dup (fd), "large", NC_DEV_WRITE);
+}
+
+/* Whether the first byte of block BLK is C; 0: it is not allocated. */
+static bool
+block_is (struct nc_layer *l, uint64_t blk, uint8_t c)
+{
+  bool allocated;
+  uint64_t run;
+  uint8_t byte = 0;
+
+  return l->format->run (l, blk * BLOCK, 1, &allocated, &run) == 0 &&
+    allocated == (c != 0) &&
+    (!allocated || (l->format->pread (l, &byte, 1, blk * BLOCK) == 0 &&
+                    byte == c));
+}
+
+/* A summary whose sectors just fill a word of a bitmap of them, or three,
+ * the last one not full. */
+static void
+test_full_summary (uint64_t sectors)
+{
+  static const struct nc_backing none;
+  const uint64_t page = UINT64_C (4032) * BLOCK;
+  const struct nc_fvd_create_options opts = {
+    .size = (sectors * 2016 - 20) * page, .block_bits = 12,
+    .journal_size = 16384, .backing = &none,
+  };
+  const struct nc_layer_options writable = {
+    .writable = true, .memory_fd = -1
+  };
+  const uint64_t last = opts.size / BLOCK - 1;
+  const uint64_t blks[] = { 0, last / 2, last - 4032, last };
+  int fd = memfd_create ("large", MFD_CLOEXEC);
+  uint8_t buf[BLOCK];
+  uint64_t file_size;
+  bool good = true;
+  struct nc_dev *dev;
+  nc_uuid uuid;
+
+  must (fd != -1 && nc_fvd_file_size (&opts, &file_size) == 0 &&
+        ftruncate (fd, file_size) == 0, "a large file in memory");
+  dev = open_large (fd);
+  must (dev && nc_fvd_create (dev, &opts, &uuid) == 0, "nc_fvd_create");
+  nc_dev_close (dev);
+  for (unsigned round = 0; round < 4 && good; ++round) {
+    struct nc_layer *l = nc_layer_open (&nc_format_fvd, open_large (fd),
+                                        "large", &writable);
+
+    good = l != NULL;
+    for (unsigned i = 0; i < 4 && good; ++i) {
+      struct iovec iov = { buf, BLOCK };
+
+      memset (buf, 1 + round, sizeof buf);
+      good = block_is (l, blks[i], round) &&
+        l->format->pwritev (l, &iov, 1, blks[i] * BLOCK) == 0 &&
+        l->format->set_allocated (l, blks[i] * BLOCK, BLOCK) == 0 &&
+        (i % 2 == 0 || l->format->flush (l) == 0) &&
+        block_is (l, blks[i], 1 + round);
+    }
+    good = good && block_is (l, 1, 0) && block_is (l, last - 1, 0) &&
+      (round % 2 == 0 || l->format->finish (l) == 0);
+    nc_layer_close (l);
+  }
+  ok (good, "a disk of %llu bytes, with %u sectors of summary, is written, "
+      "flushed, finished and opened again", (unsigned long long) opts.size,
+      (unsigned) sectors);
+  close (fd);
+}
+
 int
 main (void)
 {
   uint64_t seed = tap_start (120);
 
+  *(void **) &real_run = dlsym (RTLD_NEXT, "nc_bitmap_run");
+  must (real_run != NULL, "nc_bitmap_run");
   fault_init (&fault);
   test_sizes (&seed);
+  test_full_summary (64);
+  test_full_summary (192);
   create (SIZE, 12, 16384);
   reset ();
   ok (opens_and_holds (KILLED), "a new image opens and is empty");
   test_errors ();
   test_torn_headers ();
+  test_killed_openings (&seed);
   test_wrap ();
   test_checkpoint (&seed);
+  test_load_in_checkpoint ();
   test_memory (&seed);
+  test_memory_without_life ();
+  test_memory_after_failed_sync ();
   test_crashes (&seed, LESS (20), false, "random writes and crashes");
   test_crashes (&seed, 1 + LESS (3), true, "with whole pages, too");
   test_faults (&seed);

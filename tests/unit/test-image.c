@@ -8,9 +8,11 @@
 
 #include "image.h"
 
+#include <dlfcn.h>
 #include <fcntl.h>
 #include <ftw.h>
 #include <dirent.h>
+#include <sys/mman.h>
 #include <sys/stat.h>
 
 #include "chain.h"
@@ -18,6 +20,52 @@
 #include "tap.h"
 
 static char top_dir[] = "/tmp/test-image-XXXXXX";
+
+/* What the library syncs.  These two stand before those of the C library. */
+static struct {
+  ino_t ino;                    /* of the file that is looked at */
+  unsigned files, directories;
+  const char *old;              /* an image that must not be retired when
+                                   the directory is synced */
+  bool too_late;
+} synced;
+
+static bool
+is_retired (const char *path)
+{
+  struct nc_image_info info;
+  bool retired = nc_image_inspect (path, NULL, &info) == 0 && info.retired;
+
+  nc_image_info_free (&info);
+  return retired;
+}
+
+int
+fsync (int fd)
+{
+  int (*real) (int);
+  struct stat st;
+
+  *(void **) &real = dlsym (RTLD_NEXT, "fsync");
+  if (fstat (fd, &st) == 0 && S_ISDIR (st.st_mode)) {
+    synced.directories++;
+    synced.too_late = synced.too_late || synced.files == 0 ||
+      (synced.old && is_retired (synced.old));
+  }
+  return real (fd);
+}
+
+int
+fdatasync (int fd)
+{
+  int (*real) (int);
+  struct stat st;
+
+  *(void **) &real = dlsym (RTLD_NEXT, "fdatasync");
+  if (fstat (fd, &st) == 0 && st.st_ino == synced.ino)
+    synced.files++;
+  return real (fd);
+}
 
 static const char *
 at (const char *name)
@@ -181,6 +229,24 @@ test_create (void)
       "a directory that is not there is an error");
   ok (refused (at ("a.fvd"), true, 4096, at ("none.raw"), "raw", 0, 0),
       "so is a backing that is not there");
+
+  {
+    const uint64_t max = UINT64_C (1) << 62;
+    NC_CLOSE int fd = memfd_create ("backing", MFD_CLOEXEC);
+    char path[40];
+
+    snprintf (path, sizeof path, "/proc/self/fd/%d", fd);
+    must (ftruncate (fd, max + 4096) == 0, "ftruncate");
+    ok (refused (at ("a.fvd"), true, 4096, path, "raw", 0, 0) &&
+        errno == EFBIG && refused (at ("a.fvd"), false, 0, path, "raw", 0, 0),
+        "a backing beyond the limit is refused, however small the image");
+    must (ftruncate (fd, max) == 0, "ftruncate");
+    ok (create (at ("a.fvd"), true, 4096, path, "raw", 0, 0) == 0 &&
+        nc_image_inspect (at ("a.fvd"), NULL, &info) == 0 &&
+        info.backing_size == max, "one of that size is not");
+    nc_image_info_free (&info);
+    unlink (at ("a.fvd"));
+  }
 
   must (create (at ("b.fvd"), true, 10000, NULL, NULL, 0, 0) == 0,
         "create");
@@ -360,6 +426,7 @@ test_snapshot (void)
   struct nc_chain_options opts = { .memory_fd = -1, .retry = 1 };
   struct nc_chain *chain;
   char old_path[300], new_path[300], third[300];
+  struct stat st;
 
   snprintf (old_path, sizeof old_path, "%s", at ("s.fvd"));
   snprintf (new_path, sizeof new_path, "%s", at ("new.fvd"));
@@ -418,10 +485,20 @@ test_snapshot (void)
     poke (new_path, 0, file, 8192);
     free (file);
     tap_clear ();
+    must (stat (third, &st) == 0 && !is_retired (new_path), third);
+    ok (shows (third, false, 'x') && !write_some (third, false) &&
+        tap_errors == 1,
+        "an image whose snapshot was interrupted is not written yet");
+    memset (&synced, 0, sizeof synced);
+    synced.ino = st.st_ino;
+    synced.old = new_path;
     ok (nc_image_snapshot (new_path, third) == 0,
         "a snapshot that was interrupted can be made again");
+    ok (synced.files > 0 && synced.directories > 0 && !synced.too_late,
+        "and makes the new image and then its name durable, before the old "
+        "one is retired");
     ok (nc_image_inspect (new_path, NULL, &old) == 0 && old.retired &&
-        shows (third, false, 'x'), "and ends as if it had not been");
+        shows (third, false, 'x'), "it ends as if it had not been");
     nc_image_info_free (&old);
   }
   ok (shows (old_path, true, 'x'), "following goes on to the last");

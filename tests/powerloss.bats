@@ -1,0 +1,320 @@
+#!/usr/bin/env bats
+# SPDX-License-Identifier: BSD-3-Clause
+# Copyright (C) 2026 The nbdchain authors
+#
+# Power loss: all that is done to the files is recorded (harness/record.c), and
+# states that a loss of power could have left are rebuilt and opened, without
+# repair (harness/powerloss.c).
+#
+#   NBDCHAIN_STATES  states in all (default 2400)
+#   NBDCHAIN_SEED    which (default 1)
+#
+# A failure prints the number of the state; with the same seed it is rebuilt
+# by "powerloss check --only NUMBER --keep DIR".
+# shellcheck disable=SC2154,SC2153      # common.bash sets these
+# shellcheck disable=SC2016,SC2030,SC2031
+
+load common
+
+states=${NBDCHAIN_STATES:-2400}
+if [ -z "${NBDCHAIN_STATES-}" ] && slow; then
+  states=240
+fi
+
+# What the processes started from now on do to files in dir/ goes to the log.
+record ()
+{
+  mkdir -p dir
+  "$harness/powerloss" begin dir log
+  export NC_RECORD_DIR=$PWD/dir NC_RECORD_LOG=$PWD/log
+}
+
+# The words that run a command with record.so.
+recorded=(env "LD_PRELOAD=${NBDCHAIN_PRELOAD:+$NBDCHAIN_PRELOAD:}$NBDCHAIN_RECORD")
+
+# start_recorded IMAGE [ARGUMENT...]: nbdkit, recorded.
+start_recorded ()
+{
+  local image=$1
+  shift
+  serve_by plain "${recorded[@]}" "$NBDKIT" -f -t 16 -- "$NBDCHAIN_PLUGIN" \
+    "$image" "$@"
+}
+
+# The log must give the files as they are, or it is not to be believed.
+log_is_complete ()
+{
+  "$harness/powerloss" compare dir log
+}
+
+# check_states N IMAGE [OPTION...]: N states of the log, with the base as in
+# base.raw.
+check_states ()
+{
+  local n=$1 image=$2 nbdkit
+  shift 2
+  nbdkit_with_chain
+  scratch_dir
+  "$harness/powerloss" check --states "$n" --seed "$seed" --work "$scratch" \
+    --base base.raw --read-only read-only=true \
+    --also "env -u LD_PRELOAD $NBDCHAIN check @DIR@/$image" "$@" log -- \
+    "${nbdkit[@]}" -s "$NBDCHAIN_PLUGIN" "@DIR@/$image"
+}
+
+# workload OPS [ORACLE-OPTION...]: writes of all kinds, marked in the log.
+workload ()
+{
+  local n=$1
+  shift
+  oracle "$seed" --ops "$n" --base base.raw --log log --connections 2 \
+    --inflight 4 --max-size 65536 --state state "$@" "$uri"
+}
+
+# make_disk SIZE [CREATE-OPTION...]: dir/top.fvd on dir/base.raw.
+make_disk ()
+{
+  local size=$1
+  shift
+  make_base base.raw "$size"
+  mkdir -p dir
+  cp base.raw dir/base.raw
+  make_overlay dir/top.fvd dir/base.raw "$@"
+}
+
+# wraps: did the journal go round?  16 KiB have room for 32 records.
+wraps ()
+{
+  [ "$("$harness/powerloss" show log | grep -c ' journal$')" -gt 40 ]
+}
+
+@test "a new overlay: journal, wrap and checkpoint" {
+  make_disk 5242883
+  record
+  start_recorded dir/top.fvd
+  workload 2500
+  stop "$pid"
+  log_is_complete
+  wraps
+  check_states $((states * 5 / 12)) top.fvd
+}
+
+@test "the process dies and starts again before power fails" {
+  make_disk 4194301
+  record
+  start_recorded dir/top.fvd
+  workload 600
+  stop_hard "$pid"
+  # What is there now is the truth, be it flushed or not: flush it.
+  rm state
+  start_recorded dir/top.fvd
+  nbdcopy "$uri" base2.raw
+  "$harness/oracle" --base base2.raw --log log --ops 600 --connections 2 \
+    --inflight 4 --max-size 65536 --seed $((seed + 7)) "$uri"
+  stop "$pid"
+  log_is_complete
+  check_states $((states / 8)) top.fvd
+}
+
+@test "small writes with a flush after each few, one connection" {
+  make_disk 2097153
+  record
+  start_recorded dir/top.fvd
+  oracle "$seed" --ops 1500 --base base.raw --log log --inflight 3 \
+    --max-size 6000 --weights 5,50,8,4,20,0,0 --fua 20 "$uri"
+  stop "$pid"
+  log_is_complete
+  check_states $((states / 6)) top.fvd
+}
+
+@test "large blocks" {
+  make_disk 4500001 --block-size 64K
+  record
+  start_recorded dir/top.fvd
+  workload 800
+  stop "$pid"
+  log_is_complete
+  check_states $((states / 8)) top.fvd
+}
+
+@test "zeros found in writes" {
+  make_disk 3000001
+  record
+  start_recorded dir/top.fvd detect-zeroes=unmap
+  workload 800
+  stop "$pid"
+  log_is_complete
+  check_states $((states / 12)) top.fvd
+}
+
+@test "under serve, with deaths of nbdkit" {
+  make_disk 3000001
+  record
+  "${recorded[@]}" "$harness/killer" --serve --flush --flush-at-end --kills 6 \
+    --seed "$seed" --max-ops 150 --max-size 65536 --inflight 4 \
+    --base base.raw --log log --socket "$PWD/s" -- \
+    "$NBDCHAIN" serve dir/top.fvd -U "$PWD/s" 2>serve.err
+  log_is_complete
+  check_states $((states / 12)) top.fvd
+}
+
+@test "power fails again while the first loss is recovered from" {
+  local i nbdkit
+  make_disk 2097153
+  record
+  start_recorded dir/top.fvd
+  workload 400
+  stop "$pid"
+  mv log log1
+  mv base.raw base1.raw
+  nbdkit_with_chain
+  for i in 0 1 2 3 4 5; do
+    rm -rf dir log log.seq
+    # A state; what it shows is from now on the truth.
+    "$harness/powerloss" check --states 6 --only "$i" --seed "$seed" \
+      --keep "$PWD/dir" log1 -- true
+    "${nbdkit[@]}" -U - "$NBDCHAIN_PLUGIN" dir/top.fvd read-only=true \
+      --run "nbdcopy \"\$uri\" $PWD/base.raw"
+    record
+    start_recorded dir/top.fvd
+    oracle $((seed + i)) --ops 150 --base base.raw --log log --inflight 4 \
+      --max-size 30000 "$uri"
+    stop "$pid"
+    log_is_complete
+    check_states $((states / 60)) top.fvd --rewrite 5
+  done
+}
+
+@test "a chain of three layers, each with writes" {
+  make_disk 2500001
+  serve_plain dir/top.fvd
+  oracle "$seed" --ops 150 --base base.raw --state state --max-size 50000 \
+    "$uri"
+  stop "$pid"
+  "$NBDCHAIN" snapshot dir/top.fvd dir/two.fvd >/dev/null
+  serve_plain dir/two.fvd
+  oracle $((seed + 1)) --ops 100 --state state --max-size 50000 "$uri"
+  nbdcopy "$uri" base.raw
+  stop "$pid"
+  "$NBDCHAIN" snapshot dir/two.fvd dir/three.fvd >/dev/null
+  rm state
+  record
+  start_recorded dir/three.fvd
+  workload 500
+  stop "$pid"
+  log_is_complete
+  check_states $((states / 24)) three.fvd
+}
+
+# A program for "powerloss run": the new image is absent or whole.
+write_judge ()
+{
+  local nbdkit
+  nbdkit_with_chain
+  {
+    printf 'plugin=%q\nnbdchain=%q\n' "$NBDCHAIN_PLUGIN" "$NBDCHAIN"
+    printf 'nbdkit () { %s "$@" ; }\n' "$(printf '%q ' "${nbdkit[@]}")"
+    cat
+  } >judge
+}
+
+@test "create: the image is there and whole, or not there" {
+  make_base base.raw 300001
+  mkdir dir
+  cp base.raw dir/
+  record
+  (cd dir &&
+   "${recorded[@]}" "$NBDCHAIN" create -b base.raw -F raw --journal-size 16K new.fvd)
+  log_is_complete
+  write_judge <<<'
+    set -e
+    ls "$STATE_DIR" | while read -r name; do
+      case $name in
+        *.fvd)
+          "$nbdchain" check "$STATE_DIR/$name" >/dev/null
+          nbdkit -U - "$plugin" "$STATE_DIR/$name" \
+            --run "nbdcopy \"\$uri\" - | cmp - '"$PWD"'/base.raw" ;;
+      esac
+    done'
+  scratch_dir
+  "$harness/powerloss" run --states 150 --seed "$seed" --work "$scratch" \
+    log -- bash judge
+}
+
+@test "snapshot: one image is active, and nothing is lost" {
+  make_disk 600001
+  serve_plain dir/top.fvd
+  oracle "$seed" --ops 100 --base base.raw --max-size 30000 "$uri"
+  nbdcopy "$uri" now.raw
+  stop "$pid"
+  record
+  "${recorded[@]}" "$NBDCHAIN" snapshot dir/top.fvd dir/new.fvd
+  log_is_complete
+  # The old image shows the same in any case.  The active one can be written;
+  # when it has been, the other cannot.
+  write_judge <<<'
+    set -e
+    cd "$STATE_DIR"
+    same () {
+      nbdkit -U - "$plugin" "$1" read-only=true \
+        --run "nbdcopy \"\$uri\" - | cmp - '"$PWD"'/now.raw"
+    }
+    write () {
+      nbdkit -U - "$plugin" "$1" \
+        --run "/usr/bin/nbdsh -u \"\$uri\" -c \"h.pwrite(b\\\"x\\\", 5)\" \
+                 -c \"h.flush()\"" 2>errors
+    }
+    same top.fvd
+    if [ -e new.fvd ]; then same new.fvd; fi
+    written=0
+    if [ -e new.fvd ] && write new.fvd; then written=1; fi
+    if write top.fvd; then written=$((written + 1)); fi
+    if [ "$written" -ne 1 ]; then
+      echo "$written of the images can be written:"; ls -l; cat errors
+      exit 1
+    fi'
+  scratch_dir
+  "$harness/powerloss" run --states 150 --seed "$seed" --work "$scratch" \
+    log -- bash judge
+}
+
+# Without a sync that the format needs, states must be wrong.
+must_fail ()
+{
+  run check_states 600 top.fvd --drop "$1"
+  echo "$output" | tail -n 20
+  [ "$status" -eq 1 ]
+  [[ $output == *"a disk that no loss of power may leave"* ]]
+}
+
+@test "the check fails if the data is not synced before its journal record" {
+  make_disk 3000001
+  record
+  start_recorded dir/top.fvd
+  workload 600
+  stop "$pid"
+  must_fail data-sync
+}
+
+@test "the check fails if the journal record is not synced" {
+  make_disk 3000001
+  record
+  start_recorded dir/top.fvd
+  workload 600
+  stop "$pid"
+  must_fail journal-sync
+}
+
+@test "the check fails for a server that answers a flush without doing it" {
+  make_base base.raw 1000001
+  mkdir dir
+  cp base.raw dir/disk.raw
+  record
+  serve_by lying "${recorded[@]}" "$NBDKIT" -f --filter=fua -- file dir/disk.raw \
+    fuamode=discard
+  workload 400 --long-extents --weights 0,50,5,5,5,0,0
+  stop "$pid"
+  log_is_complete
+  run "$harness/powerloss" check --states 400 --seed "$seed" --rewrite 0 \
+    --base base.raw log -- "$NBDKIT" -s file @DIR@/disk.raw
+  [ "$status" -eq 1 ]
+}

@@ -1,0 +1,285 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* Copyright (C) 2026 The nbdchain authors */
+
+/* Tests of lib/dev/file.c when the system says no: failed reads, writes and
+ * syncs, alone and below a chain.
+ *
+ * The functions of the C library that it calls are replaced by those here,
+ * which fail when they are told to. */
+
+#include <config.h>
+
+#include "dev/dev.h"
+
+#include <dlfcn.h>
+#include <fcntl.h>
+#include <sys/uio.h>
+
+#include "chain.h"
+#include "image.h"
+#include "tap.h"
+
+/* The errno of the next call on a file of ours; 0: none.  Each fails once,
+ * as the system tells of lost writes once. */
+static struct {
+  int read, write, durable, sync, zero;
+  unsigned syncs;
+} fail;
+
+static bool
+fails (int *err)
+{
+  if (*err == 0)
+    return false;
+  errno = *err;
+  *err = 0;
+  return true;
+}
+
+ssize_t
+pread (int fd, void *buf, size_t count, off_t offset)
+{
+  ssize_t (*real) (int, void *, size_t, off_t);
+
+  if (fails (&fail.read))
+    return -1;
+  *(void **) &real = dlsym (RTLD_NEXT, "pread64");
+  return real (fd, buf, count, offset);
+}
+
+ssize_t
+pwrite (int fd, const void *buf, size_t count, off_t offset)
+{
+  ssize_t (*real) (int, const void *, size_t, off_t);
+
+  if (fails (&fail.write))
+    return -1;
+  *(void **) &real = dlsym (RTLD_NEXT, "pwrite64");
+  return real (fd, buf, count, offset);
+}
+
+ssize_t
+pwritev2 (int fd, const struct iovec *iov, int niov, off_t offset, int flags)
+{
+  ssize_t (*real) (int, const struct iovec *, int, off_t, int);
+
+  if (fails (flags ? &fail.durable : &fail.write))
+    return -1;
+  *(void **) &real = dlsym (RTLD_NEXT, "pwritev64v2");
+  return real (fd, iov, niov, offset, flags);
+}
+
+int
+fdatasync (int fd)
+{
+  int (*real) (int);
+
+  fail.syncs++;
+  if (fails (&fail.sync))
+    return -1;
+  *(void **) &real = dlsym (RTLD_NEXT, "fdatasync");
+  return real (fd);
+}
+
+int
+fallocate (int fd, int mode, off_t offset, off_t count)
+{
+  int (*real) (int, int, off_t, off_t);
+
+  if (fails (&fail.zero))
+    return -1;
+  *(void **) &real = dlsym (RTLD_NEXT, "fallocate64");
+  return real (fd, mode, offset, count);
+}
+
+enum { SIZE = 1 << 20 };
+static char path[] = "/tmp/test-dev-file-XXXXXX";
+
+static void
+make_file (void)
+{
+  int fd;
+
+  strcpy (path, "/tmp/test-dev-file-XXXXXX");
+  fd = mkostemp (path, O_CLOEXEC);
+  must (fd != -1 && ftruncate (fd, SIZE) == 0, path);
+  close (fd);
+}
+
+static struct nc_dev *
+open_dev (void)
+{
+  struct nc_dev *dev = nc_dev_open_file (path, NC_DEV_WRITE);
+
+  must (dev != NULL, path);
+  memset (&fail, 0, sizeof fail);
+  tap_clear ();
+  return dev;
+}
+
+/* A FUSE mount without its daemon says ENOTCONN, which means of a device
+ * that it may be waited for. */
+static void
+test_not_connected (void)
+{
+  uint8_t buf[8192] = { 1 };
+  struct iovec iov[2] = { { buf, 4096 }, { buf + 4096, 4096 } };
+  struct nc_dev *dev;
+
+  make_file ();
+  dev = open_dev ();
+  fail.read = ENOTCONN;
+  ok (dev->ops->pread (dev, buf, 4096, 0) == -1 && errno == EIO &&
+      tap_errors == 1, "ENOTCONN of a read is EIO, reported once");
+  tap_clear ();
+  fail.write = ENOTCONN;
+  ok (dev->ops->pwrite (dev, buf, 4096, 0) == -1 && errno == EIO &&
+      tap_errors == 1, "and of a write");
+  tap_clear ();
+  fail.write = ENOTCONN;
+  ok (dev->ops->pwritev (dev, iov, 2, 0) == -1 && errno == EIO &&
+      tap_errors == 1, "of one with many parts");
+  tap_clear ();
+  fail.zero = ENOTCONN;
+  ok (dev->ops->zero (dev, 0, 4096, 0) == -1 && errno == EIO &&
+      tap_errors == 1, "of zeroing");
+  tap_clear ();
+  fail.write = ENOSPC;
+  ok (dev->ops->pwrite (dev, buf, 4096, 0) == -1 && errno == ENOSPC &&
+      tap_errors == 1, "ENOSPC stays ENOSPC");
+  ok (dev->ops->pwrite (dev, buf, 4096, 0) == 0 &&
+      dev->ops->sync (dev) == 0, "none of these is final");
+  fail.sync = ENOTCONN;
+  ok (dev->ops->sync (dev) == -1 && errno == EIO, "of a sync it is EIO");
+  nc_dev_close (dev);
+  unlink (path);
+}
+
+static void
+test_failed_sync (void)
+{
+  uint8_t buf[4096] = { 1 };
+  struct nc_dev *dev;
+
+  make_file ();
+  dev = open_dev ();
+  must (dev->ops->pwrite (dev, buf, 4096, 0) == 0, "write");
+  fail.sync = EIO;
+  ok (dev->ops->sync (dev) == -1 && errno == EIO && tap_errors == 1,
+      "a failed sync is EIO, reported once");
+  errno = 0;
+  ok (dev->ops->sync (dev) == -1 && errno == EIO &&
+      dev->ops->sync (dev) == -1 && fail.syncs == 1,
+      "and so is every later one, without asking the system again");
+  ok (dev->ops->pread (dev, buf, 4096, 0) == 0, "reading goes on");
+  nc_dev_close (dev);
+
+  dev = open_dev ();
+  fail.durable = EIO;
+  ok (dev->ops->pwrite_durable (dev, buf, 4096, 0) == -1 && errno == EIO &&
+      tap_errors == 1, "a failed durable write is EIO");
+  errno = 0;
+  ok (dev->ops->sync (dev) == -1 && errno == EIO && fail.syncs == 0,
+      "and the sync after it, too");
+  nc_dev_close (dev);
+
+  dev = open_dev ();
+  fail.durable = EOPNOTSUPP;
+  ok (dev->ops->pwrite_durable (dev, buf, 4096, 0) == 0 && fail.syncs == 1 &&
+      dev->ops->sync (dev) == 0,
+      "where durable writes are not to be had, a write and a sync do");
+  fail.durable = EOPNOTSUPP;
+  fail.sync = EIO;
+  ok (dev->ops->pwrite_durable (dev, buf, 4096, 0) == -1 && errno == EIO &&
+      dev->ops->sync (dev) == -1, "unless that sync fails");
+  nc_dev_close (dev);
+  unlink (path);
+}
+
+static struct nc_chain *
+open_chain (const char *format)
+{
+  const struct nc_chain_options opts = {
+    .image = path, .format = format, .memory_fd = -1, .retry = 1,
+  };
+  struct nc_chain *chain = nc_chain_open (&opts);
+
+  memset (&fail, 0, sizeof fail);
+  return chain && nc_chain_start (chain) == 0 ? chain : NULL;
+}
+
+/* The same through the chain: what a client gets. */
+static void
+test_chain (const char *format)
+{
+  struct nc_chain *chain;
+  struct nc_export *e;
+  uint8_t buf[8192];
+
+  make_file ();
+  if (strcmp (format, "fvd") == 0) {
+    const struct nc_image_create_options opts = {
+      .path = path, .has_size = true, .size = SIZE,
+    };
+
+    unlink (path);
+    must (nc_image_create (&opts) == 0, "nc_image_create");
+  }
+  chain = open_chain (format);
+  e = chain ? nc_export_open (chain, "", 0) : NULL;
+  must (e != NULL, "open");
+  memset (buf, 1, sizeof buf);
+  ok (nc_export_pwrite (e, buf, sizeof buf, 8192, 0) == 0 &&
+      nc_export_flush (e) == 0, "%s: written and flushed", format);
+  tap_clear ();
+  fail.read = ENOTCONN;
+  ok (nc_export_pread (e, buf, sizeof buf, 8192) == -1 && errno == EIO &&
+      tap_errors == 1, "%s: ENOTCONN of a read reaches the client as EIO",
+      format);
+  tap_clear ();
+  fail.write = ENOTCONN;
+  ok (nc_export_pwrite (e, buf, sizeof buf, 8192, 0) == -1 &&
+      errno == EIO && tap_errors == 1, "%s: and of a write", format);
+  ok (nc_export_pread (e, buf, sizeof buf, 8192) == 0 && buf[0] == 1,
+      "%s: it lives", format);
+
+  must (nc_export_pwrite (e, buf, sizeof buf, 8192, 0) == 0, "write");
+  fail.sync = EIO;
+  tap_clear ();
+  ok (nc_export_flush (e) == -1 && errno == EIO && tap_errors >= 1,
+      "%s: a failed sync is EIO", format);
+  fail.syncs = 0;
+  errno = 0;
+  ok (nc_export_flush (e) == -1 && errno == EIO &&
+      nc_export_flush (e) == -1 && fail.syncs == 0,
+      "%s: and so is every flush after it", format);
+  errno = 0;
+  ok (nc_export_pwrite (e, buf, 4096, 0, NC_REQ_FUA) == -1 && errno == EIO,
+      "%s: FUA is EIO, too", format);
+  ok (nc_export_pread (e, buf, sizeof buf, 8192) == 0 && buf[0] == 1,
+      "%s: reading goes on", format);
+  ok (nc_chain_stop (chain) == -1 && errno == EIO,
+      "%s: the stop says that not all is durable", format);
+  nc_export_close (e);
+  nc_chain_close (chain);
+
+  chain = open_chain (format);
+  e = chain ? nc_export_open (chain, "", 0) : NULL;
+  ok (e && nc_export_flush (e) == 0 && nc_chain_stop (chain) == 0,
+      "%s: who opens it anew, begins anew", format);
+  nc_export_close (e);
+  nc_chain_close (chain);
+  unlink (path);
+}
+
+int
+main (void)
+{
+  tap_start (60);
+
+  test_not_connected ();
+  test_failed_sync ();
+  test_chain ("raw");
+  test_chain ("fvd");
+  return tap_done ();
+}
