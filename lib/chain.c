@@ -333,7 +333,8 @@ open_top (struct build *b)
 {
   const struct nc_chain_options *opts = b->opts;
   const struct nc_layer_options layer_opts = {
-    .writable = !opts->read_only, .memory_fd = opts->memory_fd,
+    .writable = !opts->read_only, .wait = true,
+    .memory_fd = opts->memory_fd,
   };
   const struct nc_format *format =
     nc_format_need (opts->format ? opts->format : "fvd", opts->image);
@@ -418,6 +419,9 @@ nc_chain_open (const struct nc_chain_options *opts)
     goto fail;
   }
   if (open_layers (&b) == -1)
+    goto fail;
+  /* Only now that nothing stands against it. */
+  if (!opts->read_only && nc_layer_begin (b.layers[0]) == -1)
     goto fail;
   chain->size = b.layers[0]->size;
   chain->writable = !opts->read_only;

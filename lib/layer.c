@@ -80,11 +80,19 @@ nc_layer_open (const struct nc_format *format, struct nc_dev *dev,
   }
   if (format->open (layer, opts) == -1)
     goto fail;
+  if (opts->writable && !opts->wait && nc_layer_begin (layer) == -1)
+    goto fail;
   return layer;
 
  fail:
   nc_layer_close (layer);
   return NULL;
+}
+
+int
+nc_layer_begin (struct nc_layer *layer)
+{
+  return layer->format->begin ? layer->format->begin (layer) : 0;
 }
 
 void

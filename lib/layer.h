@@ -51,6 +51,9 @@ struct nc_layer {
 
 struct nc_layer_options {
   bool writable;
+  bool wait;                    /* nothing is written, not even a mark that
+                                   the image is in use, before
+                                   nc_layer_begin */
   int memory_fd;                /* memfd for the active layer; -1: none */
 };
 
@@ -60,6 +63,11 @@ extern struct nc_layer *nc_layer_open (const struct nc_format *format,
                                        struct nc_dev *dev, const char *path,
                                        const struct nc_layer_options *opts)
   __attribute__ ((__nonnull__ (1, 2, 3, 4)));
+
+/* Begin to write to a layer that was opened with WAIT.  Returns -1 on error,
+ * reported; the layer can then only be closed. */
+extern int nc_layer_begin (struct nc_layer *layer)
+  __attribute__ ((__nonnull__ (1)));
 
 /* Release it without writing.  NULL is allowed. */
 extern void nc_layer_close (struct nc_layer *layer);

@@ -8,8 +8,9 @@
  * clock order.  The pool's memory is never given back while the map lives,
  * so a reader may read an entry while it is being reused; it sees that from
  * the entry's tag, which says whose leaf it is, and how often the entry was
- * filled, and is taken away before the entry changes.  Everything shared is accessed atomically; the
- * acquire loads keep "read owners, then look at the tag again" in order.
+ * filled, and is taken away before the entry changes.  Everything shared is
+ * accessed atomically; the acquire loads keep "read owners, then look at the
+ * tag again" in order.
  *
  * A leaf is worked out from the layers without a lock; two threads may do
  * it at once and get the same.

@@ -56,7 +56,11 @@ struct nc_format {
 
   /* The rest is for a writable layer.
    *
-   * Write bytes to their place.  For blocks that are not allocated the
+   * Called once before everything else here: mark the image as in use.
+   * open has not written.  NULL: nothing to do. */
+  int (*begin) (struct nc_layer *layer);
+
+  /* Write bytes to their place.  For blocks that are not allocated the
    * caller holds a claim, writes them whole (the last one: up to the size)
    * and then says so with set_allocated.  pwritev changes IOV. */
   int (*pwritev) (struct nc_layer *layer, struct iovec *iov, int niov,

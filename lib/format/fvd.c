@@ -116,8 +116,9 @@ may_adopt (struct fvd *f)
 }
 
 static int
-open_for_writing (struct fvd *f)
+fvd_begin (struct nc_layer *layer)
 {
+  struct fvd *f = fvd_of (layer);
   const int adopt = may_adopt (f);
 
   if (adopt == -1)
@@ -172,9 +173,9 @@ fvd_open (struct nc_layer *layer, const struct nc_layer_options *opts)
       nc_keep_open (&f->keep, opts->writable ? opts->memory_fd : -1,
                     layer->path, &f->h.uuid, fvd_nblocks (&f->h)) == -1)
     return -1;
-  if (opts->writable)
-    return open_for_writing (f);
-  return f->h.flags & FVD_CLEAN ? 0 : fvd_journal_replay (f, NULL, NULL);
+  if (opts->writable || (f->h.flags & FVD_CLEAN))
+    return 0;
+  return fvd_journal_replay (f, NULL, NULL);
 }
 
 static void
@@ -408,6 +409,7 @@ const struct nc_format nc_format_fvd = {
   .walk = fvd_walk,
   .pread = fvd_pread,
   .extents = fvd_extents,
+  .begin = fvd_begin,
   .pwritev = fvd_pwritev,
   .zero = fvd_zero,
   .set_allocated = fvd_set_allocated,

@@ -27,7 +27,7 @@
 #define FVD_JOURNAL_MIN (UINT64_C (16) << 10)
 #define FVD_JOURNAL_MAX (UINT64_C (1) << 30)
 #define FVD_SIZE_MAX (UINT64_C (1) << 62)
-#define FVD_SUMMARY_PAGES 2016  /* pages that a sector of the summary tells of */
+#define FVD_SUMMARY_PAGES 2016  /* that a sector of the summary tells of */
 
 enum {
   FVD_CLEAN = 1, FVD_HAS_BACKING = 2, FVD_RETIRED = 4, FVD_TAKES_OVER = 8
