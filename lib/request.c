@@ -101,7 +101,8 @@ start_over (struct nc_export *export, struct attempt *a)
 {
   int r;
 
-  if (errno != ENOTCONN || a->unreachable == NULL)
+  if (errno != ENOTCONN || a->unreachable == NULL ||
+      a->unreachable->dev->ops->wait == NULL)
     return false;
 
   if (export->waiting++ >= export->max_waiting && export->max_waiting) {

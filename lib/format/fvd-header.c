@@ -214,8 +214,9 @@ check (const struct nc_dev *dev, const struct fvd_header *h)
     if (h->backing_size > FVD_SIZE_MAX)
       return corrupt (dev, "backing size %" PRIu64, h->backing_size);
   }
-  else if (h->string[FVD_BACKING_REF][0] != '\0')
-    return corrupt (dev, "a reference, but no backing");
+  else if (h->string[FVD_BACKING_REF][0] != '\0' ||
+           (h->flags & FVD_TAKES_OVER))
+    return corrupt (dev, "no backing, but a reference to one");
   return check_areas (dev, h);
 }
 

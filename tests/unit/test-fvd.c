@@ -1704,7 +1704,7 @@ test_full_summary (uint64_t sectors)
 int
 main (void)
 {
-  uint64_t seed = tap_start (120);
+  uint64_t seed = tap_start (300);
 
   *(void **) &real_run = dlsym (RTLD_NEXT, "nc_bitmap_run");
   must (real_run != NULL, "nc_bitmap_run");
