@@ -88,17 +88,26 @@ is_gone ()
   ! kill -0 "$1" 2>/dev/null
 }
 
+# hangs_at_exit PID: with ASan of Debian 12, an nbdkit that has used libnbd may
+# hang in exit (), in a destructor of p11-kit: all threads but one are gone.
+hangs_at_exit ()
+{
+  [ "${NBDCHAIN_SANITIZER-}" = asan ] &&
+    [ "$(find "/proc/$1/task" -mindepth 1 -maxdepth 1 | wc -l)" -eq 1 ]
+}
+
 # stop PID: ask it to end, force it after ten seconds.  Status: its own.
 stop ()
 {
-  local children
+  local children hung=
   children=$(pgrep -P "$1" | tr '\n' ' ')
   kill "$1" 2>/dev/null || :
   if ! wait_for 10 is_gone "$1"; then
+    ! hangs_at_exit "$1" || hung=yes
     # shellcheck disable=SC2086
     kill -KILL "$1" $children 2>/dev/null || :
   fi
-  wait "$1"
+  wait "$1" || [ -n "$hung" ]
 }
 
 # stop_hard PID: as a crash.
@@ -213,7 +222,7 @@ oracle ()
 {
   local seed=$1
   shift
-  "$harness/oracle" --seed "$seed" "$@"
+  timeout 300 "$harness/oracle" --seed "$seed" "$@"
 }
 
 # assert_same_as FILE URI: the disk is FILE, byte for byte.
