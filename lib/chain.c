@@ -32,7 +32,17 @@ struct build {
   struct nc_layer **layers;     /* NC_LAYERS_MAX */
   size_t n;
   bool base_used;
+  bool resuming;                /* a server that died had this chain open */
 };
+
+/* Whether the memory that outlives a server has been used by one. */
+static bool
+is_used (int memory_fd)
+{
+  struct stat st;
+
+  return memory_fd >= 0 && fstat (memory_fd, &st) == 0 && st.st_size > 0;
+}
 
 /* The device of a remote that is not to be touched: it has a size. */
 
@@ -93,8 +103,10 @@ open_ref (struct build *b, const struct nc_layer *above, const char *ref,
   enum nc_ref_kind kind;
   int fd;
 
-  if (nc_ref_kind (ref, &kind) == -1)
+  if (nc_ref_kind (ref, &kind) == -1) {
+    nc_error ("%s: its backing cannot be used", above->path);
     return NULL;
+  }
   if (kind == NC_REF_FILE && !from_operator) {
     fd = nc_ref_open_file (ref, above->path, opts->allow,
                            O_RDONLY | O_CLOEXEC, path);
@@ -126,6 +138,10 @@ open_ref (struct build *b, const struct nc_layer *above, const char *ref,
   }
   if (opts->offline)
     return open_offline (ref, &above->backing);
+  /* Clients are waiting, and most of what they need may be local. */
+  if (b->resuming)
+    return nc_dev_open_nbd_absent (ref, opts->retry, above->backing.size,
+                                   above->backing.identity);
   return nc_dev_open_nbd (ref, opts->retry);
 }
 
@@ -412,6 +428,7 @@ nc_chain_open (const struct nc_chain_options *opts)
   struct nc_chain *chain = calloc (1, sizeof *chain);
   struct build b = {
     .opts = opts, .layers = calloc (NC_LAYERS_MAX, sizeof *b.layers),
+    .resuming = is_used (opts->memory_fd),
   };
 
   if (chain == NULL || b.layers == NULL) {

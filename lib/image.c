@@ -195,6 +195,18 @@ new_file_close (struct new_file *nf)
 
 /* Creating. */
 
+/* What is recorded is to be followed later: refuse a URI that never can be
+ * (with a relative socket, or parameters not taken from an image). */
+static int
+check_uri (const char *uri)
+{
+  struct nc_allow *allow = nc_allow_new ();
+  int r = allow ? nc_allow_add (allow, uri) : -1;
+
+  nc_allow_free (allow);
+  return r;
+}
+
 /* Open the backing that the operator names, to learn its size and what
  * tells it from another. */
 static int
@@ -253,6 +265,8 @@ learn_backing (const struct nc_image_create_options *opts,
     errno = EINVAL;
     return -1;
   }
+  if (kind == NC_REF_URI && check_uri (ref) == -1)
+    return -1;
   b->present = true;
   b->ref = kind == NC_REF_FILE ? nc_ref_for_image (ref, opts->path)
     : strdup (kind == NC_REF_URI ? ref : "");

@@ -45,9 +45,18 @@
 struct attempt {
   struct nc_layer *unreachable; /* set with ENOTCONN */
   uint64_t offset;              /* where it needed that, for the message */
-  bool waited;                  /* deadline is set */
-  struct timespec deadline;
+  bool waited;
+  struct timespec deadline;     /* set when it first asks a remote */
 };
+
+static void
+set_deadline (const struct nc_export *export, struct attempt *a)
+{
+  if (a->deadline.tv_sec == 0) {
+    clock_gettime (CLOCK_MONOTONIC, &a->deadline);
+    a->deadline.tv_sec += export->chain->retry;
+  }
+}
 
 /* Waiting. */
 
@@ -77,15 +86,14 @@ wait_for_device (struct nc_export *export, struct attempt *a)
 
   struct timespec now;
 
+  set_deadline (export, a);
   clock_gettime (CLOCK_MONOTONIC, &now);
   if (!a->waited) {
-    a->deadline = now;
-    a->deadline.tv_sec += retry;
     a->waited = true;
     export->chain->waits++;
   }
-  /* A remote may be back at once, and fail again. */
-  else if (retry && is_before (&a->deadline, &now))
+  /* It may have stalled, or come back at once and failed again. */
+  if (retry && is_before (&a->deadline, &now))
     return give_up (export, a, "waited as long as retry= allows");
   if (dev->ops->wait (dev, retry ? &a->deadline : NULL) == 0)
     return 0;
@@ -192,6 +200,8 @@ read_view (struct nc_export *export, struct nc_view *view, char *buf,
     else {
       struct nc_layer *layer = view->layers[i];
 
+      if (layer->dev->remote)
+        set_deadline (export, a);
       if (layer->format->pread (layer, buf, run, offset) == -1) {
         a->unreachable = layer;
         a->offset = offset;

@@ -7,9 +7,11 @@
 
 #include "tools.h"
 
+#include <fcntl.h>
 #include <getopt.h>
 #include <inttypes.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "checked.h"
 #include "image.h"
@@ -111,13 +113,35 @@ print_created (const struct nc_image_info *info,
   }
 }
 
+/* A command that serves the backing inherits standard output, which is to
+ * have nothing but ours: what the command prints goes to standard error. */
+static int
+create_quietly (const struct nc_image_create_options *opts)
+{
+  const int saved = fcntl (STDOUT_FILENO, F_DUPFD_CLOEXEC, 0);
+  int r;
+
+  if (saved == -1 || dup2 (STDERR_FILENO, STDOUT_FILENO) == -1) {
+    nc_error ("standard output: %m");
+    return -1;
+  }
+  r = nc_image_create (opts);
+  if (dup2 (saved, STDOUT_FILENO) == -1) {
+    nc_error ("standard output: %m");
+    r = -1;
+  }
+  close (saved);
+  return r;
+}
+
+
 static int
 create (const struct nc_image_create_options *opts, bool json)
 {
   struct nc_image_info info = { 0 };
   int status = EXIT_DONE;
 
-  if (nc_image_create (opts) == -1)
+  if (create_quietly (opts) == -1)
     return EXIT_FAILED;
   if (nc_image_inspect (opts->path, NULL, &info) == -1)
     return EXIT_FAILED;

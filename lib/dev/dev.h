@@ -73,7 +73,8 @@ struct nc_dev_ops {
 
   /* Wait until the device can be reached, or DEADLINE (CLOCK_MONOTONIC;
    * NULL = for ever).  Returns 0; or -1 with errno ETIMEDOUT or ESHUTDOWN,
-   * or another errno when waiting is pointless; not reported.
+   * or another errno when waiting is pointless; not reported.  The next
+   * request may fail with ENOTCONN all the same.
    * NULL: it can always be reached. */
   int (*wait) (struct nc_dev *dev, const struct timespec *deadline);
 };
@@ -116,10 +117,20 @@ extern int nc_dev_file_id (const struct nc_dev *dev, dev_t *st_dev,
  * Connects, learns size and identity, and disconnects again; ops->start
  * connects for good, checks that it is the same export (same size, same
  * identity where the server gives one) and so does every reconnect.
+ * After start has failed DEV can only be closed.
  * retry: how long requests may stall, in seconds; 0 = no limit.
  * Returns NULL on error, reported. */
 extern struct nc_dev *nc_dev_open_nbd (const char *ref, unsigned retry)
   __attribute__ ((__nonnull__ (1)));
+
+/* The same for going on where a server died, when the export may be away: it
+ * is not connected to before ops->start, which does not wait for it.  It
+ * must have at least SIZE bytes (what lies behind is not seen), and IDENTITY
+ * unless that is "". */
+extern struct nc_dev *nc_dev_open_nbd_absent (const char *ref,
+                                              unsigned retry, uint64_t size,
+                                              const char *identity)
+  __attribute__ ((__nonnull__ (1, 4)));
 
 /* For implementations: set up the common part.  Returns -1, reported. */
 extern int nc_dev_init (struct nc_dev *dev, const struct nc_dev_ops *ops,

@@ -140,6 +140,7 @@ struct nbd {
   struct nc_dev dev;
   char *words, **argv;                 /* of "[ command ]", else NULL */
   uint64_t first_limit, max_limit;     /* of a stall */
+  bool absent;                         /* not probed at open */
   unsigned n_conns;
 
   pthread_mutex_t lock;
@@ -536,7 +537,9 @@ is_same_export (struct conn *conn, const struct export *export)
   struct nbd *nbd = conn->nbd;
   const char *was = nbd->dev.identity ? : "";
   const char *is = export->identity ? : "";
-  bool same = export->size == nbd->dev.size && strcmp (was, is) == 0;
+  bool same = nbd->absent
+    ? export->size >= nbd->dev.size && (!*was || strcmp (was, is) == 0)
+    : export->size == nbd->dev.size && strcmp (was, is) == 0;
   bool report;
 
   {
@@ -939,6 +942,23 @@ back_off (struct conn *conn)
     ;
 }
 
+static int start_thread (struct conn *conn);
+
+/* Where the export was not known at open, the first connection finds out
+ * whether there may be more. */
+static void
+add_connections (struct conn *conn)
+{
+  struct nbd *nbd = conn->nbd;
+
+  if (!nbd->absent || conn != &nbd->conns[0] || !conn->export.multi_conn ||
+      nbd->argv)
+    return;
+  for (unsigned i = 1; i < MAX_CONNS; i++)
+    if (!nbd->conns[i].running && start_thread (&nbd->conns[i]) == -1)
+      break;                           /* works with fewer */
+}
+
 static void *
 conn_thread (void *opaque)
 {
@@ -963,6 +983,7 @@ conn_thread (void *opaque)
     }
 
     mark_up (conn);
+    add_connections (conn);
     conn->reason[0] = '\0';
     serve (conn, &limit);
     mark_down (conn);
@@ -1189,6 +1210,8 @@ nbd_dev_start (struct nc_dev *dev)
 
   if (start_thread (&nbd->conns[0]) == -1)
     return -1;
+  if (nbd->absent)
+    return 0;
   {
     NC_LOCKED (&nbd->lock);
     while (nbd->first == 0 && !nbd->stopping)
@@ -1360,8 +1383,18 @@ init_locks (struct nbd *nbd)
   pthread_condattr_destroy (&attr);
 }
 
-struct nc_dev *
-nc_dev_open_nbd (const char *ref, unsigned retry)
+static void
+close_keeping_errno (struct nbd *nbd)
+{
+  int error = errno;
+
+  nc_dev_close (&nbd->dev);
+  errno = error;
+}
+
+/* The device before anything is known of its export. */
+static struct nbd *
+new_device (const char *ref, unsigned retry)
 {
   struct nbd *nbd;
   unsigned i;
@@ -1404,18 +1437,49 @@ nc_dev_open_nbd (const char *ref, unsigned retry)
 
   if (*ref == '[' && parse_command (nbd, ref) == -1)
     goto fail;
-  if (probe_export (nbd) == -1)
-    goto fail;
+  return nbd;
+
+ fail:
+  close_keeping_errno (nbd);
+  return NULL;
+}
+
+struct nc_dev *
+nc_dev_open_nbd (const char *ref, unsigned retry)
+{
+  struct nbd *nbd = new_device (ref, retry);
+
+  if (nbd == NULL)
+    return NULL;
+  if (probe_export (nbd) == -1) {
+    close_keeping_errno (nbd);
+    return NULL;
+  }
   nc_debug ("%s: %" PRIu64 " bytes, identity \"%s\", %u connections",
             ref, nbd->dev.size, nbd->dev.identity ? : "", nbd->n_conns);
   return &nbd->dev;
+}
 
- fail:
-  {
-    int error = errno;
+struct nc_dev *
+nc_dev_open_nbd_absent (const char *ref, unsigned retry, uint64_t size,
+                        const char *identity)
+{
+  struct nbd *nbd = new_device (ref, retry);
 
-    nc_dev_close (&nbd->dev);
-    errno = error;
+  if (nbd == NULL)
+    return NULL;
+  nbd->absent = true;
+  nbd->first = 1;                      /* no attempt is the last one */
+  nbd->minimum = 1;
+  nbd->maximum = MAX_READ;
+  nbd->outage = true;
+  nbd->outage_since = now ();
+  nbd->dev.size = size;
+  nbd->dev.identity = strdup (identity);
+  if (nbd->dev.identity == NULL) {
+    nc_error ("%s: %m", ref);
+    close_keeping_errno (nbd);
+    return NULL;
   }
-  return NULL;
+  return &nbd->dev;
 }
