@@ -75,7 +75,8 @@
 #define BACKOFF_MIN (50 * MSEC)
 #define BACKOFF_MAX (2 * SEC)
 #define STALL_LIMIT 10                 /* seconds: the first limit */
-#define STALL_LIMIT_MAX 60             /* seconds: where doubling ends */
+#define STALL_LIMIT_MAX 60             /* seconds: where doubling ends if
+                                          requests may wait for ever */
 #define CHILD_LIMIT SEC                /* from SIGTERM to SIGKILL */
 #define DISCONNECT_LIMIT (500 * MSEC)
 
@@ -1419,7 +1420,7 @@ new_device (const char *ref, unsigned retry)
   nbd->dev.remote = true;
   nbd->first_limit =
     (retry ? nc_min64 (retry, STALL_LIMIT) : STALL_LIMIT) * SEC;
-  nbd->max_limit = nc_max64 (retry, STALL_LIMIT_MAX) * SEC;
+  nbd->max_limit = (retry ? retry : STALL_LIMIT_MAX) * SEC;
   nbd->limit = nbd->first_limit;
   nbd->n_conns = MAX_CONNS;
   for (i = 0; i < MAX_CONNS; i++) {
