@@ -128,8 +128,8 @@ finish ()
   local serve_pid=$pid serve_uri=$uri
   stop_hard "$base"
   stop_hard_child "$serve_pid"
-  # It cannot be started yet, but it is not given up.
-  wait_for 20 grep -q "cannot connect" serve.err
+  # It is started again without the base, which comes back later.
+  wait_for 20 grep -q "starting it again" serve.err
   serve_raw base base.raw
   oracle 1 --verify-only --state state "$serve_uri"
   stop "$serve_pid"
