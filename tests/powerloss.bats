@@ -29,8 +29,10 @@ record ()
   export NC_RECORD_DIR=$PWD/dir NC_RECORD_LOG=$PWD/log
 }
 
-# The words that run a command with record.so.
-recorded=(env "LD_PRELOAD=${NBDCHAIN_PRELOAD:+$NBDCHAIN_PRELOAD:}$NBDCHAIN_RECORD")
+# The words that run a command with record.so.  A sanitizer that opens a log of
+# its own would do so before either of the two is ready.
+recorded=(env "LD_PRELOAD=${NBDCHAIN_PRELOAD:+$NBDCHAIN_PRELOAD:}$NBDCHAIN_RECORD"
+          "ASAN_OPTIONS=detect_leaks=0" "TSAN_OPTIONS=" "UBSAN_OPTIONS=")
 
 # start_recorded IMAGE [ARGUMENT...]: nbdkit, recorded.
 start_recorded ()
