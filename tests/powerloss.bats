@@ -8,9 +8,10 @@
 #
 #   NBDCHAIN_STATES  states in all (default 2400)
 #   NBDCHAIN_SEED    which (default 1)
+#   NBDCHAIN_KEEP    a directory for the log of a test that failed
 #
-# A failure prints the number of the state; with the same seed it is rebuilt
-# by "powerloss check --only NUMBER --keep DIR".
+# A failure prints the number of the state; from the log that was kept, the
+# same options and --only NUMBER --keep DIR rebuild it.
 # shellcheck disable=SC2154,SC2153      # common.bash sets these
 # shellcheck disable=SC2016,SC2030,SC2031
 
@@ -56,11 +57,21 @@ check_states ()
   local n=$1 image=$2 nbdkit
   shift 2
   nbdkit_with_chain
-  scratch_dir
+  [ -n "${scratch-}" ] || scratch_dir
   "$harness/powerloss" check --states "$n" --seed "$seed" --work "$scratch" \
     --base base.raw --read-only read-only=true \
     --also "env -u LD_PRELOAD $NBDCHAIN check @DIR@/$image" "$@" log -- \
-    "${nbdkit[@]}" -s "$NBDCHAIN_PLUGIN" "@DIR@/$image"
+    "${nbdkit[@]}" -s "$NBDCHAIN_PLUGIN" "@DIR@/$image" || keep_log
+}
+
+# keep_log: for later.  Status: 1.
+keep_log ()
+{
+  if [ -n "${NBDCHAIN_KEEP-}" ]; then
+    mkdir -p "$NBDCHAIN_KEEP/$BATS_TEST_NUMBER"
+    cp log base.raw "$NBDCHAIN_KEEP/$BATS_TEST_NUMBER"
+  fi
+  return 1
 }
 
 # workload OPS [ORACLE-OPTION...]: writes of all kinds, marked in the log.
@@ -282,6 +293,7 @@ write_judge ()
 # Without a sync that the format needs, states must be wrong.
 must_fail ()
 {
+  scratch_dir
   run check_states 600 top.fvd --drop "$1"
   echo "$output" | tail -n 20
   [ "$status" -eq 1 ]
