@@ -15,6 +15,22 @@ struct nc_allow;
 
 #define NC_UUID_TEXT 37         /* "xxxxxxxx-...", with the final NUL */
 
+/* How the operator wants an image to be made local.  Rates are bytes a
+ * second, 0 = none; other fields 0 = default. */
+struct nc_prefetch_policy {
+  bool whole;                   /* prefetch the whole image */
+  bool profile;                 /* what the profile names, before the rest */
+  uint32_t start_delay;         /* seconds */
+  uint64_t max_read, max_write;
+  uint64_t min_read, min_write; /* below: others are in need, so pause */
+  uint32_t max_pause;           /* milliseconds */
+  uint32_t unit;                /* bytes */
+};
+
+#define NC_START_DELAY_MAX 604800
+#define NC_MAX_PAUSE_MAX 3600000
+#define NC_PREFETCH_UNIT_MAX (UINT32_C (64) << 20)
+
 /* Everything about one image that can be known without its backing.
  * Strings are allocated and may be NULL. */
 struct nc_image_info {

@@ -30,7 +30,12 @@ enum {
   H_LIFE = 80, H_SUMMARY = 88, H_BITMAP = 104, H_JOURNAL = 120,
   H_JOURNAL_TAIL = 136, H_DATA_OFFSET = 144, H_TABLE = 152,
   H_PROFILE = 168, H_BACKING_SIZE = 184, H_BACKING_UUID = 192,
-  H_SUCCESSOR_UUID = 208, H_RESERVED = 224, H_STRINGS = 1024,
+  H_SUCCESSOR_UUID = 208, H_CHUNK_BITS = 224, H_RESERVED1 = 228,
+  H_GROW_UNIT = 232, H_CHUNKS = 240, H_RESERVED2 = 248,
+  H_PREFETCH_FLAGS = 256, H_START_DELAY = 260, H_MAX_READ = 264,
+  H_MAX_WRITE = 272, H_MIN_READ = 280, H_MIN_WRITE = 288,
+  H_MAX_PAUSE = 296, H_PREFETCH_UNIT = 300, H_RESERVED3 = 304,
+  H_STRINGS = 1024,
   H_CHECKSUM = FVD_HEADER_SIZE - 8,
 };
 
@@ -109,6 +114,49 @@ get_strings (const struct nc_dev *dev, const uint8_t *copy,
   return 0;
 }
 
+enum { PREFETCH_WHOLE = 1, PREFETCH_PROFILE = 2 };
+
+static void
+get_policy (const uint8_t *copy, struct nc_prefetch_policy *p)
+{
+  const uint32_t flags = nc_get_le32 (copy + H_PREFETCH_FLAGS);
+
+  p->whole = flags & PREFETCH_WHOLE;
+  p->profile = flags & PREFETCH_PROFILE;
+  p->start_delay = nc_get_le32 (copy + H_START_DELAY);
+  p->max_read = nc_get_le64 (copy + H_MAX_READ);
+  p->max_write = nc_get_le64 (copy + H_MAX_WRITE);
+  p->min_read = nc_get_le64 (copy + H_MIN_READ);
+  p->min_write = nc_get_le64 (copy + H_MIN_WRITE);
+  p->max_pause = nc_get_le32 (copy + H_MAX_PAUSE);
+  p->unit = nc_get_le32 (copy + H_PREFETCH_UNIT);
+}
+
+static void
+put_policy (const struct nc_prefetch_policy *p, uint8_t *copy)
+{
+  nc_put_le32 (copy + H_PREFETCH_FLAGS, (p->whole ? PREFETCH_WHOLE : 0) |
+               (p->profile ? PREFETCH_PROFILE : 0));
+  nc_put_le32 (copy + H_START_DELAY, p->start_delay);
+  nc_put_le64 (copy + H_MAX_READ, p->max_read);
+  nc_put_le64 (copy + H_MAX_WRITE, p->max_write);
+  nc_put_le64 (copy + H_MIN_READ, p->min_read);
+  nc_put_le64 (copy + H_MIN_WRITE, p->min_write);
+  nc_put_le32 (copy + H_MAX_PAUSE, p->max_pause);
+  nc_put_le32 (copy + H_PREFETCH_UNIT, p->unit);
+}
+
+/* Bytes to which the format gives no meaning. */
+static bool
+reserved_are_zero (const uint8_t *copy)
+{
+  const uint32_t flags = nc_get_le32 (copy + H_PREFETCH_FLAGS);
+
+  return is_zero (copy + H_RESERVED1, 4) && is_zero (copy + H_RESERVED2, 8) &&
+    is_zero (copy + H_RESERVED3, H_STRINGS - H_RESERVED3) &&
+    (flags & ~(PREFETCH_WHOLE | PREFETCH_PROFILE)) == 0;
+}
+
 static void
 parse (const uint8_t *copy, struct fvd_header *h)
 {
@@ -130,12 +178,32 @@ parse (const uint8_t *copy, struct fvd_header *h)
   memcpy (&h->backing_uuid, copy + H_BACKING_UUID, sizeof h->backing_uuid);
   memcpy (&h->successor_uuid, copy + H_SUCCESSOR_UUID,
           sizeof h->successor_uuid);
+  get_area (copy + H_TABLE, &h->table);
+  get_area (copy + H_PROFILE, &h->profile);
+  h->chunk_bits = nc_get_le32 (copy + H_CHUNK_BITS);
+  h->grow_unit = nc_get_le64 (copy + H_GROW_UNIT);
+  h->chunks = nc_get_le64 (copy + H_CHUNKS);
+  get_policy (copy, &h->prefetch);
 }
 
 static uint64_t
 summary_sectors (uint64_t npages)
 {
   return nc_div_up (npages, FVD_SUMMARY_PAGES);
+}
+
+static uint64_t
+table_sectors (const struct fvd_header *h)
+{
+  return nc_div_up (fvd_nchunks (h), FVD_TABLE_ENTRIES);
+}
+
+/* How much of this file the data area needs at least. */
+static uint64_t
+data_size (const struct fvd_header *h)
+{
+  return fvd_has_data_file (h) ? 0
+    : fvd_is_compact (h) ? h->chunks << h->chunk_bits : h->size;
 }
 
 /* Each area behind the one before, aligned, and as large as it must be. */
@@ -147,18 +215,24 @@ check_areas (const struct nc_dev *dev, const struct fvd_header *h)
     const char *name;
     struct fvd_area area;
     uint64_t min;
+    bool absent;
   } areas[] = {
-    { "summary", h->summary, summary_sectors (npages) * FVD_SECTOR },
-    { "bitmap", h->bitmap, npages * FVD_SECTOR },
-    { "journal", h->journal, FVD_JOURNAL_MIN },
-    { "data", { h->data_offset, h->size }, 0 },
+    { "summary", h->summary, summary_sectors (npages) * FVD_SECTOR, false },
+    { "bitmap", h->bitmap, npages * FVD_SECTOR, false },
+    { "journal", h->journal, FVD_JOURNAL_MIN, false },
+    { "table", h->table, table_sectors (h) * FVD_SECTOR,
+      !fvd_is_compact (h) },
+    { "profile", h->profile, 0, h->profile.size == 0 },
+    { "data", { h->data_offset, data_size (h) }, 0, fvd_has_data_file (h) },
   };
   uint64_t end = 2 * FVD_HEADER_SIZE;
 
   for (unsigned i = 0; i < sizeof areas / sizeof areas[0]; ++i) {
     const struct fvd_area *a = &areas[i].area;
 
-    if (a->offset < end || a->offset % FVD_AREA_ALIGN != 0 ||
+    if (areas[i].absent && (a->offset | a->size) == 0)
+      continue;
+    if (areas[i].absent || a->offset < end || a->offset % FVD_AREA_ALIGN != 0 ||
         a->size < areas[i].min || !nc_range_within (a->offset, a->size,
                                                     NC_OFFSET_MAX))
       return corrupt (dev, "%s area of %" PRIu64 " bytes at %" PRIu64,
@@ -179,16 +253,66 @@ check_areas (const struct nc_dev *dev, const struct fvd_header *h)
 }
 
 static int
+check_data_file (const struct nc_dev *dev, const struct fvd_header *h)
+{
+  const char *path = h->string[FVD_DATA_FILE];
+  const char *format = h->string[FVD_DATA_FILE_FORMAT];
+
+  if (!fvd_has_data_file (h))
+    return *path || *format || (h->flags & FVD_MARKED) ?
+      corrupt (dev, "a data file, but not the feature") : 0;
+  if (*path == '\0' || strcmp (format, "raw") != 0)
+    return corrupt (dev, "data file '%.60s' of format '%.20s'", path, format);
+  return 0;
+}
+
+static int
+check_compact (const struct nc_dev *dev, const struct fvd_header *h)
+{
+  if (!fvd_is_compact (h))
+    return h->chunk_bits || h->grow_unit || h->chunks ?
+      corrupt (dev, "chunks, but not the feature") : 0;
+  if (fvd_has_data_file (h))
+    return corrupt (dev, "both compact and a data file");
+  if (h->chunk_bits != FVD_CHUNK_BITS || h->block_bits > h->chunk_bits)
+    return corrupt (dev, "chunks of 2^%u bytes, blocks of 2^%u",
+                    h->chunk_bits, h->block_bits);
+  if (h->grow_unit == 0 || h->grow_unit > FVD_GROW_UNIT_MAX ||
+      h->grow_unit % (UINT64_C (1) << h->chunk_bits) != 0)
+    return corrupt (dev, "grow unit %" PRIu64, h->grow_unit);
+  if (fvd_nchunks (h) > FVD_CHUNKS_MAX || h->chunks > FVD_CHUNKS_MAX)
+    return corrupt (dev, "%" PRIu64 " chunks, %" PRIu64 " of them used",
+                    fvd_nchunks (h), h->chunks);
+  return 0;
+}
+
+static int
+check_policy (const struct nc_dev *dev, const struct fvd_header *h)
+{
+  const struct nc_prefetch_policy *p = &h->prefetch;
+
+  if (p->start_delay > NC_START_DELAY_MAX ||
+      p->max_pause > NC_MAX_PAUSE_MAX ||
+      p->unit > NC_PREFETCH_UNIT_MAX || p->unit % 4096 != 0)
+    return corrupt (dev, "prefetch policy: start delay %" PRIu32 " s, pause %"
+                    PRIu32 " ms, unit %" PRIu32, p->start_delay,
+                    p->max_pause, p->unit);
+  if (h->profile.size % (2 * FVD_AREA_ALIGN) != 0 ||
+      h->profile.size > FVD_PROFILE_MAX)
+    return corrupt (dev, "profile of %" PRIu64 " bytes", h->profile.size);
+  return 0;
+}
+
+static int
 check (const struct nc_dev *dev, const struct fvd_header *h)
 {
   const uint32_t known = FVD_CLEAN | FVD_HAS_BACKING | FVD_RETIRED |
-    FVD_TAKES_OVER;
+    FVD_TAKES_OVER | FVD_MARKED;
 
-  if (h->features[2] != 0 || (h->features[1] != 0 && dev->writable)) {
-    nc_error ("%s: uses features (%#" PRIx64 ", %#" PRIx64 ") of a newer "
-              "version of the format%s", dev->name, h->features[1],
-              h->features[2],
-              h->features[2] ? "" : "; it can be opened read-only");
+  if (h->features[1] != 0 && dev->writable) {
+    nc_error ("%s: uses features (%#" PRIx64 ") of a newer version of the "
+              "format; it can be opened read-only", dev->name,
+              h->features[1]);
     errno = ENOTSUP;
     return -1;
   }
@@ -217,6 +341,9 @@ check (const struct nc_dev *dev, const struct fvd_header *h)
   else if (h->string[FVD_BACKING_REF][0] != '\0' ||
            (h->flags & FVD_TAKES_OVER))
     return corrupt (dev, "no backing, but a reference to one");
+  if (check_data_file (dev, h) == -1 || check_compact (dev, h) == -1 ||
+      check_policy (dev, h) == -1)
+    return -1;
   return check_areas (dev, h);
 }
 
@@ -269,9 +396,13 @@ fvd_header_read (struct nc_dev *dev, struct fvd_header *h)
     return -1;
   }
   parse (copy, h);
-  if (h->features[2] == 0 &&
-      (!is_zero (copy + H_RESERVED, H_STRINGS - H_RESERVED) ||
-       !is_zero (copy + H_TABLE, H_BACKING_SIZE - H_TABLE)))
+  if (h->features[2] != 0) {
+    nc_error ("%s: uses features (%#" PRIx64 ") of a newer version of the "
+              "format", dev->name, h->features[2]);
+    errno = ENOTSUP;
+    return -1;
+  }
+  if (!reserved_are_zero (copy))
     return corrupt (dev, "reserved bytes are not 0");
   if (get_strings (dev, copy, h) == -1)
     return -1;
@@ -314,6 +445,12 @@ serialize (const struct fvd_header *h, uint8_t *copy)
   memcpy (copy + H_BACKING_UUID, &h->backing_uuid, sizeof h->backing_uuid);
   memcpy (copy + H_SUCCESSOR_UUID, &h->successor_uuid,
           sizeof h->successor_uuid);
+  put_area (copy + H_TABLE, &h->table);
+  put_area (copy + H_PROFILE, &h->profile);
+  nc_put_le32 (copy + H_CHUNK_BITS, h->chunk_bits);
+  nc_put_le64 (copy + H_GROW_UNIT, h->grow_unit);
+  nc_put_le64 (copy + H_CHUNKS, h->chunks);
+  put_policy (&h->prefetch, copy);
   for (unsigned i = 0; i < FVD_N_STRINGS; ++i) {
     size_t len = strlen (h->string[i]);
 
@@ -352,15 +489,26 @@ fvd_header_lay_out (struct fvd_header *h)
   const uint64_t npages = nc_bitmap_npages (fvd_nblocks (h));
   const uint64_t block = UINT64_C (1) << h->block_bits;
   const uint64_t sectors = nc_max64 (summary_sectors (npages), 1);
+  uint64_t end;
 
   h->summary.offset = 2 * FVD_HEADER_SIZE;
   h->summary.size = nc_round_up (sectors * FVD_SECTOR, FVD_AREA_ALIGN);
   h->bitmap.offset = h->summary.offset + h->summary.size;
   h->bitmap.size = nc_round_up (npages * FVD_SECTOR, FVD_AREA_ALIGN);
   h->journal.offset = h->bitmap.offset + h->bitmap.size;
+  end = h->journal.offset + h->journal.size;
+  if (fvd_is_compact (h)) {
+    h->table.offset = end;
+    h->table.size = nc_round_up (nc_max64 (table_sectors (h), 1) * FVD_SECTOR,
+                                 FVD_AREA_ALIGN);
+    end += h->table.size;
+  }
+  h->profile.offset = end;
+  end += h->profile.size;
+  if (fvd_has_data_file (h))
+    return;
   /* At a place that suits large blocks and striped storage. */
-  h->data_offset = nc_round_up (h->journal.offset + h->journal.size,
-                                nc_max64 (block, UINT64_C (1) << 20));
+  h->data_offset = nc_round_up (end, nc_max64 (block, UINT64_C (1) << 20));
 }
 
 static uint64_t

@@ -22,6 +22,9 @@
 #include "report.h"
 #include "scope.h"
 
+/* Two halves of about 10,000 ranges each. */
+#define PROFILE_SIZE (UINT64_C (256) << 10)
+
 static struct fvd *
 fvd_of (const struct nc_layer *layer)
 {
@@ -475,6 +478,7 @@ lay_out (struct fvd_header *h, const struct nc_fvd_create_options *opts)
   h->size = opts->size;
   h->block_bits = opts->block_bits;
   h->journal.size = opts->journal_size;
+  h->profile.size = PROFILE_SIZE;
   fvd_header_lay_out (h);
 }
 

@@ -29,10 +29,21 @@
 #define FVD_SIZE_MAX (UINT64_C (1) << 62)
 #define FVD_SUMMARY_PAGES 2016  /* that a sector of the summary tells of */
 
+#define FVD_CHUNK_BITS 20
+#define FVD_CHUNKS_MAX UINT32_MAX       /* an entry is a number + 1 */
+#define FVD_TABLE_ENTRIES 126   /* that a sector of the table has */
+#define FVD_GROW_UNIT_MAX (UINT64_C (1) << 40)
+#define FVD_PROFILE_MAX (UINT64_C (16) << 20)
+
 enum {
-  FVD_CLEAN = 1, FVD_HAS_BACKING = 2, FVD_RETIRED = 4, FVD_TAKES_OVER = 8
+  FVD_CLEAN = 1, FVD_HAS_BACKING = 2, FVD_RETIRED = 4, FVD_TAKES_OVER = 8,
+  FVD_MARKED = 16
 };
-enum fvd_kind { FVD_SUMMARY = 1, FVD_BITMAP = 2, FVD_JOURNAL = 3 };
+enum { FVD_COMPACT = 1, FVD_WITH_DATA_FILE = 2 };       /* incompatible */
+enum fvd_kind {
+  FVD_SUMMARY = 1, FVD_BITMAP = 2, FVD_JOURNAL = 3, FVD_TABLE = 4,
+  FVD_PROFILE = 5
+};
 enum fvd_summary { FVD_NONE = 0, FVD_ALL = 1, FVD_MIXED = 2 };
 
 enum fvd_string {
@@ -56,8 +67,34 @@ struct fvd_header {
   uint64_t data_offset;
   uint64_t backing_size;
   nc_uuid backing_uuid, successor_uuid;
+  struct fvd_area table, profile;
+  unsigned chunk_bits;          /* these three: compact */
+  uint64_t grow_unit;
+  uint64_t chunks;
+  struct nc_prefetch_policy prefetch;
   char string[FVD_N_STRINGS][NC_REF_MAX + 1];
 };
+
+static inline bool
+fvd_is_compact (const struct fvd_header *h)
+{
+  return h->features[2] & FVD_COMPACT;
+}
+
+static inline bool
+fvd_has_data_file (const struct fvd_header *h)
+{
+  return h->features[2] & FVD_WITH_DATA_FILE;
+}
+
+/* Chunks of the disk. */
+static inline uint64_t
+fvd_nchunks (const struct fvd_header *h)
+{
+  uint64_t chunk = UINT64_C (1) << h->chunk_bits;
+
+  return (h->size >> h->chunk_bits) + ((h->size & (chunk - 1)) != 0);
+}
 
 static inline uint64_t
 fvd_nblocks (const struct fvd_header *h)
@@ -83,7 +120,8 @@ extern int fvd_header_write (struct nc_dev *dev, struct fvd_header *h);
 /* Write both copies of a new image. */
 extern int fvd_header_create (struct nc_dev *dev, struct fvd_header *h);
 
-/* Lay out the areas for h->size, h->block_bits and h->journal.size. */
+/* Lay out the areas for h->features, size, block_bits, chunk_bits,
+ * journal.size and profile.size. */
 extern void fvd_header_lay_out (struct fvd_header *h);
 
 /* Whether the strings fit their area together. */

@@ -151,7 +151,8 @@ read_header (struct fvd_reader *r)
     FAIL (r, "size or block size");
   if (r->flags & ~15u)
     FAIL (r, "flags");
-  if (!is_zero (h + FVD_AT_CHUNKS, 32) || !is_zero (h + FVD_AT_RESERVED, 800))
+  if (!is_zero (h + FVD_AT_CHUNKS, 16) || !is_zero (h + FVD_AT_RESERVED, 32) ||
+      !is_zero (h + FVD_AT_RESERVED + 96, 704))
     FAIL (r, "reserved bytes");
   if (read_strings (r) == -1)
     return -1;
