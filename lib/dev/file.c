@@ -22,6 +22,7 @@
 #include <limits.h>
 #include <linux/falloc.h>
 #include <linux/fs.h>
+#include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
@@ -37,9 +38,18 @@ struct file {
   struct nc_dev dev;
   int fd;
   bool block_device;
-  _Atomic (bool) sync_failed;
   dev_t st_dev;
   ino_t st_ino;
+
+  /* The system tells of lost writes once: to one of two syncs that run at a
+   * time.  So there is one at a time, and who arrives meanwhile shares the
+   * next. */
+  pthread_mutex_t sync_lock;
+  pthread_cond_t sync_ended;
+  /* Guarded by sync_lock: */
+  bool syncing;
+  bool sync_failed;             /* for good */
+  uint64_t syncs_started, syncs_ended;
 };
 
 static inline struct file *
@@ -66,6 +76,8 @@ file_close (struct nc_dev *dev)
 
   if (f->fd >= 0)
     close (f->fd);
+  pthread_mutex_destroy (&f->sync_lock);
+  pthread_cond_destroy (&f->sync_ended);
   nc_dev_fini (dev);
   free (f);
 }
@@ -155,26 +167,70 @@ file_pwrite (struct nc_dev *dev, const void *buf, size_t count,
   return write_all (dev, &iov, 1, offset, 0);
 }
 
-static int
-sync_failed (struct file *f)
+/* Be the only one who syncs, from here to end_sync. */
+static void
+begin_sync_locked (struct file *f)
 {
-  f->sync_failed = true;
-  return failed (&f->dev, "sync", 0);
+  while (f->syncing)
+    pthread_cond_wait (&f->sync_ended, &f->sync_lock);
+  f->syncing = true;
+}
+
+static void
+end_sync_locked (struct file *f, bool failure)
+{
+  f->syncing = false;
+  f->sync_failed |= failure;
+  pthread_cond_broadcast (&f->sync_ended);
 }
 
 static int
 file_sync (struct nc_dev *dev)
 {
   struct file *f = file_of (dev);
+  uint64_t mine;
+  int r;
 
-  /* The system tells of lost writes once. */
-  if (f->sync_failed) {
-    errno = EIO;
-    return -1;
+  NC_LOCKED (&f->sync_lock);
+  mine = f->syncs_started + 1;
+  while (f->syncs_ended < mine && !f->sync_failed) {
+    if (f->syncing) {
+      pthread_cond_wait (&f->sync_ended, &f->sync_lock);
+      continue;
+    }
+    begin_sync_locked (f);
+    f->syncs_started++;
+    pthread_mutex_unlock (&f->sync_lock);
+    r = fdatasync (f->fd);
+    if (r == -1)
+      failed (dev, "sync", 0);
+    pthread_mutex_lock (&f->sync_lock);
+    f->syncs_ended = f->syncs_started;
+    end_sync_locked (f, r == -1);
   }
-  if (fdatasync (f->fd) == -1)
-    return sync_failed (f);
-  return 0;
+  if (!f->sync_failed)
+    return 0;
+  errno = EIO;
+  return -1;
+}
+
+/* RWF_DSYNC.  Returns 1 where there is none. */
+static int
+write_dsync (struct file *f, struct iovec *iov, uint64_t offset)
+{
+  int r, err;
+
+  NC_LOCKED (&f->sync_lock);
+  begin_sync_locked (f);
+  pthread_mutex_unlock (&f->sync_lock);
+  r = write_all (&f->dev, iov, 1, offset, RWF_DSYNC);
+  err = errno;
+  if (r == -1 && err == EOPNOTSUPP)
+    r = 1;
+  pthread_mutex_lock (&f->sync_lock);
+  end_sync_locked (f, r == -1);
+  errno = err;
+  return r;
 }
 
 static int
@@ -182,13 +238,10 @@ file_pwrite_durable (struct nc_dev *dev, const void *buf, size_t count,
                      uint64_t offset)
 {
   struct iovec iov = { .iov_base = (void *) buf, .iov_len = count };
+  int r = write_dsync (file_of (dev), &iov, offset);
 
-  if (write_all (dev, &iov, 1, offset, RWF_DSYNC) == 0)
-    return 0;
-  if (errno != EOPNOTSUPP) {
-    file_of (dev)->sync_failed = true;
-    return -1;
-  }
+  if (r != 1)
+    return r;
   if (file_pwrite (dev, buf, count, offset) == -1)
     return -1;
   return file_sync (dev);
@@ -397,6 +450,8 @@ nc_dev_open_fd (int fd, const char *name, unsigned flags)
     return NULL;
   }
   f->fd = fd;
+  pthread_mutex_init (&f->sync_lock, NULL);
+  pthread_cond_init (&f->sync_ended, NULL);
   f->dev.writable = flags & NC_DEV_WRITE;
   if (nc_dev_init (&f->dev, &file_ops, name) == -1 || examine (f) == -1)
     goto fail;

@@ -69,12 +69,25 @@ pwritev2 (int fd, const struct iovec *iov, int niov, off_t offset, int flags)
   return real (fd, iov, niov, offset, flags);
 }
 
+/* Syncs that run at a time, when LATE: the one that is to fail ends late, so
+ * that another could overtake it. */
+static struct {
+  _Atomic (bool) late;
+  _Atomic (unsigned) entered;
+} overlap;
+
 int
 fdatasync (int fd)
 {
   int (*real) (int);
 
   fail.syncs++;
+  if (overlap.late && overlap.entered++ == 0) {
+    for (unsigned i = 0; i < 300 && overlap.entered == 1; ++i)
+      usleep (1000);
+    errno = EIO;
+    return -1;
+  }
   if (fails (&fail.sync))
     return -1;
   *(void **) &real = dlsym (RTLD_NEXT, "fdatasync");
@@ -196,6 +209,39 @@ test_failed_sync (void)
   unlink (path);
 }
 
+static void *
+sync_too (void *opaque)
+{
+  struct nc_dev *dev = opaque;
+
+  return (void *) (intptr_t) dev->ops->sync (dev);
+}
+
+/* The system tells of lost writes to one of those who sync at a time. */
+static void
+test_two_syncs (void)
+{
+  struct nc_dev *dev;
+  pthread_t thread[2];
+  void *r[2];
+
+  make_file ();
+  dev = open_dev ();
+  overlap.late = true;
+  overlap.entered = 0;
+  for (unsigned i = 0; i < 2; ++i) {
+    must (pthread_create (&thread[i], NULL, sync_too, dev) == 0, "thread");
+    while (i == 0 && overlap.entered == 0)
+      usleep (1000);
+  }
+  for (unsigned i = 0; i < 2; ++i)
+    pthread_join (thread[i], &r[i]);
+  overlap.late = false;
+  ok (r[0] && r[1], "of two syncs at a time, one of which fails, both fail");
+  nc_dev_close (dev);
+  unlink (path);
+}
+
 static struct nc_chain *
 open_chain (const char *format)
 {
@@ -279,6 +325,7 @@ main (void)
 
   test_not_connected ();
   test_failed_sync ();
+  test_two_syncs ();
   test_chain ("raw");
   test_chain ("fvd");
   return tap_done ();
