@@ -8,16 +8,13 @@
  *              acknowledge
  *   a flush    take PENDING; fdatasync; journal records, durable;
  *              acknowledge
- *   a checkpoint   note the next record number; copy the changed pages;
- *              fdatasync; write them; fdatasync; summary; fdatasync; header
- *              with the new tail; fdatasync; now the records are free
  *
  * Invariants:
  * - What is in the bitmap of the file or in a record was set after its data
  *   was written and is written after an fdatasync that came later than that.
  * - What is in a record is in the bitmap in memory: the leader sets what it
  *   takes there too, for a writer may be between its two steps.  So a
- *   checkpoint copies all that the records say.
+ *   checkpoint (fvd-checkpoint.c) copies all that the records say.
  * - A bit is pending before it is visible: who overwrites a block because
  *   its bit is set, and flushes, finds it pending or already taken by a
  *   round that it waits for.
@@ -42,9 +39,6 @@
 #include "dev/dev.h"
 #include "report.h"
 #include "scope.h"
-
-/* Pages that a checkpoint copies at a time. */
-#define BATCH 2048
 
 int
 fvd_ranges_add (struct fvd_ranges *ranges, uint64_t blk, uint64_t count)
@@ -76,20 +70,6 @@ pending_size (const struct fvd *f)
   return nc_max64 (nc_bitmap_bits_size (f->bm->npages), 1);
 }
 
-/* Words that have a bit for each of N. */
-static uint64_t
-nwords (uint64_t n)
-{
-  return n / 64 + 1;
-}
-
-/* Sectors of the summary. */
-static uint64_t
-nsummary (const struct fvd *f)
-{
-  return nc_div_up (f->bm->npages, FVD_SUMMARY_PAGES);
-}
-
 int
 fvd_flush_open (struct fvd *f)
 {
@@ -100,17 +80,14 @@ fvd_flush_open (struct fvd *f)
   pthread_mutex_init (&f->flush.lock, NULL);
   pthread_cond_init (&f->flush.round_done, NULL);
   f->flush.pending = map == MAP_FAILED ? NULL : map;
-  f->flush.pending_pages = calloc (nwords (npages), 8);
-  f->flush.dirty_pages = calloc (nwords (npages), 8);
-  f->flush.dirty_summary = calloc (nwords (nsummary (f)), 8);
-  f->flush.buf = malloc (BATCH * FVD_SECTOR);
+  f->flush.pending_pages = calloc (fvd_nwords (npages), 8);
+  f->flush.dirty_pages = calloc (fvd_nwords (npages), 8);
   if (f->flush.pending == NULL || f->flush.pending_pages == NULL ||
-      f->flush.dirty_pages == NULL || f->flush.dirty_summary == NULL ||
-      f->flush.buf == NULL) {
+      f->flush.dirty_pages == NULL) {
     nc_error ("%s: memory for flushes: %m", f->dev->name);
     return -1;
   }
-  return 0;
+  return fvd_checkpoint_open (f);
 }
 
 void
@@ -118,21 +95,14 @@ fvd_flush_close (struct fvd *f)
 {
   if (f->flush.pending == NULL)
     return;
+  fvd_checkpoint_close (f);
   munmap (f->flush.pending, pending_size (f));
   free (f->flush.pending_pages);
   free (f->flush.dirty_pages);
-  free (f->flush.dirty_summary);
-  free (f->flush.buf);
   free (f->flush.spans.v);
   free (f->flush.taken.v);
   pthread_mutex_destroy (&f->flush.lock);
   pthread_cond_destroy (&f->flush.round_done);
-}
-
-static inline void
-set_bit (uint64_t *words, uint64_t i)
-{
-  words[i / 64] |= UINT64_C (1) << (i % 64);
 }
 
 void
@@ -143,7 +113,7 @@ fvd_flush_adopt (struct fvd *f)
 
     if (state == NC_PAGE_MIXED ||
         (state == NC_PAGE_ALL && fvd_summary_get (f, page) != FVD_ALL))
-      set_bit (f->flush.dirty_pages, page);
+      fvd_set_bit (f->flush.dirty_pages, page);
   }
   f->flush.must_checkpoint = true;
 }
@@ -233,7 +203,7 @@ take_page (struct fvd *f, uint64_t page)
 
   for (unsigned i = 0; i < NC_PAGE_WORDS; ++i)
     words[i] = pending[i] ? atomic_exchange (&pending[i], 0) : 0;
-  set_bit (f->flush.dirty_pages, page);
+  fvd_set_bit (f->flush.dirty_pages, page);
   nc_bitmap_walk_words (words, nc_bitmap_page_blocks (f->bm, page),
                         take_range, &t);
 }
@@ -249,7 +219,7 @@ take_spans (struct fvd *f)
     nc_bitmap_set (f->bm, r->blk, r->count);
     for (uint64_t page = r->blk / NC_PAGE_BLOCKS;
          page * NC_PAGE_BLOCKS < r->blk + r->count; ++page)
-      set_bit (f->flush.dirty_pages, page);
+      fvd_set_bit (f->flush.dirty_pages, page);
     if (fvd_ranges_add (&f->flush.taken, r->blk, r->count) == -1)
       f->flush.must_checkpoint = true;
   }
@@ -264,7 +234,7 @@ take_pending (struct fvd *f)
 {
   f->flush.taken.n = 0;
   take_spans (f);
-  for (uint64_t i = 0; i < nwords (f->bm->npages); ++i) {
+  for (uint64_t i = 0; i < fvd_nwords (f->bm->npages); ++i) {
     uint64_t pages = f->flush.pending_pages[i] ?
       atomic_exchange (&f->flush.pending_pages[i], 0) : 0;
 
@@ -303,111 +273,6 @@ fvd_header_sync (struct fvd *f)
   return fvd_sync (f);
 }
 
-/* Copy the next pages to be checkpointed, from *PAGE on, to the buffer.
- * Returns how many; pages[] says which. */
-static size_t
-copy_pages (struct fvd *f, uint64_t *page, uint64_t *pages)
-{
-  size_t n = 0;
-
-  for (; *page < f->bm->npages && n < BATCH; ++*page) {
-    uint64_t *words = (uint64_t *) (f->flush.buf + n * FVD_SECTOR);
-    enum nc_page_state state;
-    enum fvd_summary value;
-
-    if (f->flush.dirty_pages[*page / 64] == 0) {
-      *page |= 63;
-      continue;
-    }
-    if (!(f->flush.dirty_pages[*page / 64] >> (*page % 64) & 1))
-      continue;
-    state = nc_bitmap_copy_page (f->bm, *page, words);
-    value = state == NC_PAGE_ALL ? FVD_ALL
-      : state == NC_PAGE_NONE ? FVD_NONE : FVD_MIXED;
-    if (fvd_summary_set (f, *page, value))
-      set_bit (f->flush.dirty_summary, *page / FVD_SUMMARY_PAGES);
-    if (value != FVD_MIXED)
-      continue;
-    for (unsigned i = 0; i < NC_PAGE_WORDS; ++i)
-      words[i] = htole64 (words[i]);
-    fvd_sector_seal (&f->h.uuid, FVD_BITMAP, *page,
-                     f->flush.buf + n * FVD_SECTOR);
-    pages[n++] = *page;
-  }
-  return n;
-}
-
-/* Write the N copied pages, neighbours together. */
-static int
-write_pages (struct fvd *f, const uint64_t *pages, size_t n)
-{
-  for (size_t i = 0, run; i < n; i += run) {
-    for (run = 1; i + run < n && pages[i + run] == pages[i] + run; ++run)
-      ;
-    if (f->dev->ops->pwrite (f->dev, f->flush.buf + i * FVD_SECTOR,
-                             run * FVD_SECTOR,
-                             f->h.bitmap.offset +
-                             pages[i] * FVD_SECTOR) == -1)
-      return -1;
-  }
-  return 0;
-}
-
-static int
-write_summary (struct fvd *f)
-{
-  const uint64_t n = nsummary (f);
-  bool any = false;
-
-  for (uint64_t i = 0; i < n; ++i) {
-    uint8_t *sector = f->summary + i * FVD_SECTOR;
-
-    if (!(f->flush.dirty_summary[i / 64] >> (i % 64) & 1))
-      continue;
-    fvd_sector_seal (&f->h.uuid, FVD_SUMMARY, i, sector);
-    if (f->dev->ops->pwrite (f->dev, sector, FVD_SECTOR,
-                             f->h.summary.offset + i * FVD_SECTOR) == -1)
-      return -1;
-    any = true;
-  }
-  if (any && fvd_sync (f) == -1)
-    return -1;
-  memset (f->flush.dirty_summary, 0, nwords (n) * 8);
-  return 0;
-}
-
-/* Bring the bitmap of the file up to date and free the journal.  Header
- * flags may have been changed by the caller and are written with the tail.
- * If it fails without a failed sync, nothing is lost and it can be tried
- * again. */
-static int
-checkpoint (struct fvd *f)
-{
-  const uint64_t tail = f->h.journal_tail;
-  uint64_t pages[BATCH];
-  size_t n;
-
-  for (uint64_t page = 0; page < f->bm->npages;) {
-    n = copy_pages (f, &page, pages);
-    if (n > 0 &&
-        (fvd_sync (f) == -1 || write_pages (f, pages, n) == -1))
-      return -1;
-  }
-  /* For the pages written, and the data of those that are all allocated. */
-  if (fvd_sync (f) == -1 || write_summary (f) == -1)
-    return -1;
-  f->h.journal_tail = f->journal.next;
-  if (fvd_header_sync (f) == -1) {
-    f->h.journal_tail = tail;
-    return -1;
-  }
-  memset (f->flush.dirty_pages, 0, nwords (f->bm->npages) * 8);
-  f->flush.must_checkpoint = false;
-  nc_debug ("%s: checkpoint, journal from record %" PRIu64,
-            f->dev->name, f->h.journal_tail);
-  return 0;
-}
-
 /* What a flush does.  Leader. */
 static int
 round_of_flush (struct fvd *f)
@@ -419,13 +284,19 @@ round_of_flush (struct fvd *f)
     return -1;
   need = fvd_journal_need (&f->flush.taken);
   if (need > fvd_journal_room (f))
-    f->flush.must_checkpoint = true;
-  if (f->flush.must_checkpoint)
-    return checkpoint (f);
+    fvd_checkpoint_wait (f);
+  if (f->flush.must_checkpoint || need > fvd_journal_room (f)) {
+    f->flush.must_checkpoint = true;    /* also if this one fails */
+    return fvd_checkpoint (f);
+  }
   if (need == 0)
     return 0;
   /* An error may be that of a sync, also of data, so it is final. */
-  return fvd_journal_append (f, &f->flush.taken) == -1 ? fail (f) : 0;
+  if (fvd_journal_append (f, &f->flush.taken) == -1)
+    return fail (f);
+  if (fvd_journal_room (f) < f->journal.nsectors / 2)
+    fvd_checkpoint_start (f);
+  return 0;
 }
 
 int
@@ -460,8 +331,9 @@ fvd_flush_finish (struct fvd *f)
 {
   if (fvd_flush (f) == -1)
     return -1;
+  fvd_checkpoint_wait (f);
   f->h.flags |= FVD_CLEAN;
-  if (checkpoint (f) == -1) {
+  if (fvd_checkpoint (f) == -1) {
     f->h.flags &= ~FVD_CLEAN;
     return -1;
   }

@@ -120,7 +120,7 @@ fvd_journal_need (const struct fvd_ranges *ranges)
 uint64_t
 fvd_journal_room (const struct fvd *f)
 {
-  return f->journal.nsectors - (f->journal.next - f->h.journal_tail);
+  return f->journal.nsectors - (f->journal.next - f->journal.tail);
 }
 
 /* Fill SECTOR as record NUMBER with what is left of RANGES from *I and *DONE

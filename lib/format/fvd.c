@@ -171,7 +171,7 @@ fvd_open (struct nc_layer *layer, const struct nc_layer_options *opts)
     return -1;
   }
   f->journal.nsectors = f->h.journal.size / FVD_SECTOR;
-  f->journal.next = f->h.journal_tail;
+  f->journal.next = f->journal.tail = f->h.journal_tail;
   if (fill_in_layer (layer) == -1 || fvd_summary_read (f) == -1 ||
       nc_keep_open (&f->keep, opts->writable ? opts->memory_fd : -1,
                     layer->path, &f->h.uuid, fvd_nblocks (&f->h)) == -1)
@@ -385,7 +385,7 @@ fvd_info (struct nc_layer *layer, struct nc_image_info *info)
   info->data_offset = f->h.data_offset;
   info->journal_size = f->h.journal.size;
   info->journal_used = layer->writable ?
-    (f->journal.next - f->h.journal_tail) * FVD_SECTOR :
+    (f->journal.next - f->journal.tail) * FVD_SECTOR :
     records * FVD_SECTOR;
   memcpy (info->features, f->h.features, sizeof info->features);
   info->clean = f->h.flags & FVD_CLEAN;

@@ -146,12 +146,14 @@ struct fvd_ranges {
  *
  * load_lock is held while a page's words are put into memory; flush.lock
  * guards what its comment names.  Neither is held across I/O.  Of flushes
- * there is one leader at a time, who alone touches what is marked "leader"
- * and holds no lock while it does I/O. */
+ * there is one leader at a time, who alone touches what is marked "leader";
+ * of checkpoints there is one at a time, by the leader or in a thread of its
+ * own, which alone touches what is marked "checkpoint".  Neither holds a
+ * lock while it does I/O. */
 struct fvd {
   struct nc_layer *layer;
   struct nc_dev *dev;
-  struct fvd_header h;          /* after open: leader */
+  struct fvd_header h;          /* after open: checkpoint */
   uint8_t *summary;             /* as on disk, see fvd-bitmap.c */
   struct nc_keep keep;
   struct nc_bitmap *bm;         /* = &keep.bitmap */
@@ -159,7 +161,8 @@ struct fvd {
 
   struct {
     uint64_t nsectors;
-    uint64_t next;              /* number of the next record; leader */
+    _Atomic (uint64_t) next;    /* number of the next record; leader */
+    _Atomic (uint64_t) tail;    /* from here on they are needed; checkpoint */
   } journal;
 
   struct {
@@ -178,11 +181,24 @@ struct fvd {
 
     /* Leader: */
     struct fvd_ranges taken;    /* the set that the round makes durable */
-    uint64_t *dirty_pages;      /* changed since the last checkpoint */
-    uint64_t *dirty_summary;    /* sectors of it to be written, likewise */
+    uint64_t *dirty_pages;      /* changed since the last checkpoint began */
     bool must_checkpoint;       /* records alone would not do */
-    uint8_t *buf;               /* pages on their way to the file */
   } flush;
+
+  struct {
+    /* Guarded by flush.lock: */
+    bool running;               /* in its thread */
+    bool has_failed;            /* there: the leader will see why */
+    bool joinable;
+    pthread_t thread;
+    pthread_cond_t ended;
+
+    /* Checkpoint: */
+    uint64_t tail;              /* of the journal, when it has ended */
+    uint64_t *pages, *summary;  /* to be written: a bit for each page, and
+                                   for each sector of the summary */
+    uint8_t *buf;               /* pages on their way to the file */
+  } checkpoint;
 
   _Atomic (bool) failed;        /* a sync failed: never written again */
 };
@@ -228,6 +244,19 @@ extern int fvd_journal_append (struct fvd *f,
 
 /* fvd-flush.c: how a block that was written becomes durable. */
 
+/* Words that have a bit for each of N. */
+static inline uint64_t
+fvd_nwords (uint64_t n)
+{
+  return n / 64 + 1;
+}
+
+static inline void
+fvd_set_bit (uint64_t *words, uint64_t i)
+{
+  words[i / 64] |= UINT64_C (1) << (i % 64);
+}
+
 extern int fvd_ranges_add (struct fvd_ranges *ranges, uint64_t blk,
                            uint64_t count);
 
@@ -250,6 +279,25 @@ extern int fvd_flush_finish (struct fvd *f);
 
 /* Sync the file; a failure is final. */
 extern int fvd_sync (struct fvd *f);
+
+/* fvd-checkpoint.c: the journal's records go into the bitmap of the file. */
+
+extern int fvd_checkpoint_open (struct fvd *f);
+/* Waits for the thread. */
+extern void fvd_checkpoint_close (struct fvd *f);
+
+/* Leader: one that is running has ended when this returns. */
+extern void fvd_checkpoint_wait (struct fvd *f);
+
+/* Leader: what the flushes so far made durable goes into the bitmap, and
+ * the journal is free.  Flags in the header that the caller has changed are
+ * written too.  If it fails without a failed sync, nothing is lost and it
+ * can be tried again. */
+extern int fvd_checkpoint (struct fvd *f);
+
+/* Leader: begin one in a thread of its own, unless one is running, or the
+ * last one there has failed. */
+extern void fvd_checkpoint_start (struct fvd *f);
 
 /* Write the header, with no more than the fields that the caller changed,
  * durable. */

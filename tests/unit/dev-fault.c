@@ -358,12 +358,13 @@ static void
 fault_call_hook (struct nc_dev *dev)
 {
   struct fault *fault = fault_dev_of (dev)->fault;
+  static _Thread_local bool in_hook;
   void (*hook) (void *) = fault->hook;
 
-  if (hook) {
-    fault->hook = NULL;
+  if (hook && !in_hook) {
+    in_hook = true;
     hook (fault->opaque);
-    fault->hook = hook;
+    in_hook = false;
   }
 }
 

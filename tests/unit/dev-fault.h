@@ -58,8 +58,8 @@ struct fault {
 
   /* Called before each change and after each sync with nothing held, but not
    * from itself: what another thread might do at that moment. */
-  void (*hook) (void *opaque);
-  void *opaque;
+  void (*_Atomic hook) (void *opaque);
+  void *_Atomic opaque;
 
   /* To be read by the test. */
   _Atomic (uint64_t) count;     /* operations of the mask */

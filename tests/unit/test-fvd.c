@@ -61,6 +61,8 @@ static struct model {
   uint32_t next_id;
 } model;
 
+static pthread_t main_thread;
+
 static unsigned
 sector_bytes (uint64_t blk, unsigned s)
 {
@@ -249,8 +251,12 @@ static void
 write_meanwhile (void *opaque)
 {
   struct nc_layer *l = opaque;
-  uint64_t blk = blocks[rnd_below (&hook_seed, N)];
+  uint64_t blk;
 
+  /* A checkpoint may be under way in another thread. */
+  if (!pthread_equal (pthread_self (), main_thread))
+    return;
+  blk = blocks[rnd_below (&hook_seed, N)];
   if (rnd_below (&hook_seed, 3) == 0 && model.now[blk] == NO) {
     model.late[blk] = 1;
     do_write (l, blk, 1);
@@ -812,64 +818,142 @@ test_wrap (void)
 }
 
 /* A checkpoint of a page that the file has already, with a first write to
- * that page in each gap between its steps, and power going at each. */
-static unsigned gap, gap_at;
+ * that page (and every second time a flush) in each gap between its steps,
+ * and power going at each. */
+static struct {
+  unsigned n, at;
+  bool flush, elsewhere;        /* not in the main thread */
+} gap;
 
 static void
 write_in_gap (void *opaque)
 {
-  if (gap++ == gap_at) {
-    model.late[4031] = 1;
-    do_write (opaque, 4031, 1);
+  struct nc_layer *l = opaque;
+
+  if (pthread_equal (pthread_self (), main_thread) == gap.elsewhere ||
+      gap.n++ != gap.at)
+    return;
+  model.late[4031] = 1;
+  if (do_write (l, 4031, 1) == 0 && gap.flush && l->format->flush (l) == 0) {
+    memset (model.late, 0, sizeof model.late);
+    model_flushed ();
   }
 }
 
-static void
-test_checkpoint (uint64_t *seed)
+/* Flush COUNT records into the journal. */
+static bool
+fill_journal (struct nc_layer *l, unsigned first, unsigned count)
 {
-  unsigned second = 0;          /* the flush that is the second one */
+  for (unsigned i = first; i < first + count; ++i)
+    if (do_write (l, 70 + 2 * i, 1) == -1 || do_flush (l) == -1)
+      return false;
+  return true;
+}
+
+/* Let the checkpoint in the thread fail. */
+static bool
+fail_in_thread (struct nc_layer *l)
+{
+  if (do_write (l, 70 + 2 * 16, 1) == -1)
+    return false;
+  fault_set (&fault, FAULT_WRITE, 1, 1, EIO);
+  if (do_flush (l) == -1)
+    return false;
+  while (fault.failures == 0)
+    usleep (100);
+  fault_set (&fault, FAULT_ALL, 0, 0, 0);
+  return true;
+}
+
+/* The flush that begins a checkpoint in the thread, or, IN_FLUSH, has one
+ * itself because that in the thread has failed.  The journal has room for 32
+ * records. */
+static bool
+checkpoint_with_fault (bool in_flush, unsigned operation)
+{
+  struct nc_layer *l = open_layer (true);
+  bool good = l && fill_journal (l, 0, 16) &&
+    (!in_flush || (fail_in_thread (l) && fill_journal (l, 17, 15))) &&
+    do_write (l, 70 + 2 * 40, 1) == 0;
+  bool flushed;
+
+  gap.n = 0;
+  gap.elsewhere = !in_flush;
+  fault.hook = write_in_gap;
+  fault.opaque = l;
+  /* A flush that does not have one itself has two operations. */
+  fault_set (&fault, FAULT_CHANGES, operation + (in_flush ? 0 : 2),
+             UINT64_MAX, EIO);
+  flushed = good && l->format->flush (l) == 0;
+  nc_layer_close (l);           /* waits for the thread */
+  fault.hook = NULL;
+  if (flushed)
+    model_flushed ();
+  memset (model.late, 0, sizeof model.late);
+  return good || note ("no checkpoint");
+}
+
+static void
+test_checkpoint (uint64_t *seed, bool in_flush)
+{
   bool good = true;
 
-  for (unsigned run = 0; run < 1 + LESS (16) * 14 && good; ++run) {
-    struct nc_layer *l;
-    unsigned checkpoints = 0;
-
+  for (unsigned run = 0; run < LESS (16) * 14 && good; ++run) {
     reset ();
-    l = open_layer (true);
-    good = l != NULL;
-    for (unsigned i = 0; i < 100 && good; ++i) {
-      uint64_t syncs = fault.syncs;
-
-      good = do_write (l, 70 + 2 * i, 1) == 0;
-      if (run > 0 && i == second) {
-        gap = 0;
-        gap_at = (run - 1) / 14;
-        fault.hook = write_in_gap;
-        fault.opaque = l;
-        fault_set (&fault, FAULT_CHANGES, 1 + (run - 1) % 14, UINT64_MAX,
-                   EIO);
-        if (l->format->flush (l) == 0)
-          model_flushed ();
-        fault.hook = NULL;
-        memset (model.late, 0, sizeof model.late);
-        break;
-      }
-      good = good && do_flush (l) == 0;
-      if (run == 0 && fault.syncs - syncs > 1 && ++checkpoints == 2) {
-        second = i;
-        break;
-      }
-    }
-    nc_layer_close (l);
-    good = good && (second > 0 || note ("no second checkpoint")) &&
+    gap.at = run / 14;
+    gap.flush = !in_flush && gap.at % 2;
+    good = checkpoint_with_fault (in_flush, 1 + run % 14) &&
       any_loss_is_harmless (seed);
     fault_lose (&fault, &disk, LOSE_SOME, seed);
     good = good && opens_and_holds (POWER);
     if (!good)
-      note ("gap %u, operation %u", gap_at, run > 0 ? 1 + (run - 1) % 14 : 0);
+      note ("gap %u, operation %u", gap.at, 1 + run % 14);
   }
-  ok (good, "power may go at each step of a checkpoint, with a write in each "
-      "gap");
+  ok (good, "power may go at each step of a checkpoint in %s, with a write in "
+      "each gap", in_flush ? "a flush" : "the background");
+}
+
+/* Flushes go on while a checkpoint hangs. */
+static struct {
+  _Atomic (bool) hangs, go_on;
+} hang;
+
+static void
+hang_in_thread (void *opaque __attribute__ ((__unused__)))
+{
+  if (pthread_equal (pthread_self (), main_thread))
+    return;
+  hang.hangs = true;
+  while (!hang.go_on)
+    usleep (100);
+}
+
+static void
+test_no_stall (void)
+{
+  struct nc_layer *l;
+  bool good;
+
+  reset ();
+  l = open_layer (true);
+  must (l != NULL, "open");
+  hang.hangs = hang.go_on = false;
+  fault.hook = hang_in_thread;
+  good = true;
+  for (unsigned i = 0; i < 32 && good; ++i)
+    good = do_write (l, 70 + 2 * i, 1) == 0 && l->format->flush (l) == 0;
+  model_flushed ();
+  for (unsigned i = 0; i < 100000 && !hang.hangs; ++i)
+    usleep (100);
+  ok (good && hang.hangs, "flushes go on while a checkpoint hangs");
+  hang.go_on = true;
+  good = do_write (l, 70 + 2 * 32, 1) == 0 && l->format->flush (l) == 0;
+  model_flushed ();
+  fault.hook = NULL;
+  ok (good, "and wait for it when the journal is full");
+  nc_layer_close (l);
+  fault_lose (&fault, &disk, LOSE_ALL, NULL);
+  ok (opens_and_holds (POWER), "and nothing is lost by it");
 }
 
 /* A thread that found a page not loaded, and goes on only when another has
@@ -1706,6 +1790,7 @@ main (void)
 {
   uint64_t seed = tap_start (300);
 
+  main_thread = pthread_self ();
   *(void **) &real_run = dlsym (RTLD_NEXT, "nc_bitmap_run");
   must (real_run != NULL, "nc_bitmap_run");
   fault_init (&fault);
@@ -1719,7 +1804,9 @@ main (void)
   test_torn_headers ();
   test_killed_openings (&seed);
   test_wrap ();
-  test_checkpoint (&seed);
+  test_checkpoint (&seed, false);
+  test_checkpoint (&seed, true);
+  test_no_stall ();
   test_load_in_checkpoint ();
   test_memory (&seed);
   test_memory_without_life ();
