@@ -194,17 +194,45 @@ refuse_early (const struct nc_layer *above, const struct nc_layer *layer)
   return -1;
 }
 
+static bool
+is_same_file (const struct nc_dev *a, const struct nc_dev *b)
+{
+  dev_t dev_a, dev_b;
+  ino_t ino_a, ino_b;
+
+  return a && b && nc_dev_file_id (a, &dev_a, &ino_a) == 0 &&
+    nc_dev_file_id (b, &dev_b, &ino_b) == 0 &&
+    dev_a == dev_b && ino_a == ino_b;
+}
+
+/* A data file that is another layer would be written by two. */
+static int
+refuse_shared_data (const struct build *b, const struct nc_layer *layer)
+{
+  for (size_t i = 0; i < b->n; ++i) {
+    const struct nc_layer *above = b->layers[i];
+
+    if (is_same_file (layer->data_dev, above->dev) ||
+        is_same_file (layer->data_dev, above->data_dev) ||
+        is_same_file (layer->dev, above->data_dev)) {
+      nc_error ("%s: shares a file with '%s': a data file belongs to one "
+                "image", layer->path, above->path);
+      errno = EINVAL;
+      return -1;
+    }
+  }
+  if (!is_same_file (layer->data_dev, layer->dev))
+    return 0;
+  nc_error ("%s: names itself as its data file", layer->path);
+  errno = EINVAL;
+  return -1;
+}
+
 static int
 refuse_cycle (const struct build *b, const struct nc_layer *layer)
 {
-  dev_t dev, dev2;
-  ino_t ino, ino2;
-
-  if (nc_dev_file_id (layer->dev, &dev, &ino) == -1)
-    return 0;
   for (size_t i = 0; i < b->n; ++i)
-    if (nc_dev_file_id (b->layers[i]->dev, &dev2, &ino2) == 0 &&
-        dev == dev2 && ino == ino2) {
+    if (is_same_file (layer->dev, b->layers[i]->dev)) {
       nc_error ("%s: the chain comes back to this image, which is above it "
                 "already; correct the backing of '%s'", layer->path,
                 b->layers[b->n - 1]->path);
@@ -223,14 +251,35 @@ push (struct build *b, struct nc_layer *layer)
     nc_layer_close (layer);
     return -1;
   }
+  if (refuse_shared_data (b, layer) == -1) {
+    nc_layer_close (layer);
+    return -1;
+  }
   b->layers[b->n++] = layer;
   return 0;
+}
+
+/* The file that an image names for its data. */
+static struct nc_dev *
+open_data (void *opaque, const struct nc_layer *layer, const char *ref)
+{
+  const struct nc_chain_options *opts = opaque;
+  NC_FREE char *path = NULL;
+  int fd = nc_ref_open_file (ref, layer->path, opts->allow,
+                             (layer->writable ? O_RDWR : O_RDONLY) |
+                             O_CLOEXEC, &path);
+
+  return fd == -1 ? NULL
+    : nc_dev_open_fd (fd, path, (layer->writable ? NC_DEV_WRITE : 0) |
+                      (opts->offline ? NC_DEV_UNLOCKED : 0));
 }
 
 static int
 open_backing (struct build *b)
 {
-  static const struct nc_layer_options read_only = { .memory_fd = -1 };
+  const struct nc_layer_options read_only = {
+    .memory_fd = -1, .open_data = open_data, .opaque = (void *) b->opts,
+  };
   const struct nc_layer *above = b->layers[b->n - 1];
   const struct nc_backing *backing = &above->backing;
   const struct nc_format *format = nc_format_need (backing->format,
@@ -351,6 +400,7 @@ open_top (struct build *b)
   const struct nc_layer_options layer_opts = {
     .writable = !opts->read_only, .wait = true,
     .memory_fd = opts->memory_fd,
+    .open_data = open_data, .opaque = (void *) opts,
   };
   const struct nc_format *format =
     nc_format_need (opts->format ? opts->format : "fvd", opts->image);

@@ -42,6 +42,7 @@ nc_image_info_free (struct nc_image_info *info)
   free (info->backing_format);
   free (info->backing_identity);
   free (info->successor);
+  free (info->data_file);
   memset (info, 0, sizeof *info);
 }
 
@@ -182,6 +183,14 @@ new_file_publish (struct new_file *nf)
     return -1;
   }
   return sync_directory (nf->path);
+}
+
+/* Take back a name that was given: what it was for has failed. */
+static void
+new_file_withdraw (struct new_file *nf)
+{
+  if (nf->tmp)
+    unlink (nf->path);
 }
 
 static void
@@ -330,6 +339,70 @@ free_backing (struct nc_backing *b)
   free (b->identity);
 }
 
+/* The data file of the image with UUID, ready under its name.  It is marked
+ * where that can be. */
+static int
+create_data_file (struct new_file *nf, const char *path, uint64_t size,
+                  const nc_uuid *uuid, bool *marked)
+{
+  char mark[NC_UUID_TEXT];
+
+  if (new_file_open (nf, path, size) == -1)
+    return -1;
+  nc_uuid_format (uuid, mark);
+  *marked = nc_dev_set_mark (nf->dev, mark) == 0;
+  if (!*marked && errno != ENOTSUP) {
+    nc_error ("%s: extended attribute: %m", path);
+    return -1;
+  }
+  return new_file_publish (nf);
+}
+
+static int
+create_image (const char *path, const struct nc_fvd_create_options *fvd,
+              const nc_uuid *uuid)
+{
+  struct new_file nf;
+  uint64_t file_size;
+  int r;
+
+  if (nc_fvd_file_size (fvd, &file_size) == -1) {
+    nc_error ("%s: size %" PRIu64 " is too large", path, fvd->size);
+    errno = EFBIG;
+    return -1;
+  }
+  r = new_file_open (&nf, path, file_size);
+  if (r == 0)
+    r = nc_fvd_create (nf.dev, fvd, uuid);
+  if (r == 0)
+    r = new_file_publish (&nf);
+  new_file_close (&nf);
+  return r;
+}
+
+static int
+create_with_data_file (const struct nc_image_create_options *opts,
+                       struct nc_fvd_create_options *fvd,
+                       const nc_uuid *uuid)
+{
+  NC_FREE char *ref = nc_ref_for_image (opts->data_file, opts->path);
+  struct new_file data = { 0 };
+  int r;
+
+  if (ref == NULL)
+    return -1;
+  fvd->data_file = ref;
+  r = create_data_file (&data, opts->data_file, fvd->size, uuid,
+                        &fvd->marked);
+  if (r == 0) {
+    r = create_image (opts->path, fvd, uuid);
+    if (r == -1)
+      new_file_withdraw (&data);
+  }
+  new_file_close (&data);
+  return r;
+}
+
 /* Create the image with its backing already known.  *uuid is the new one's.
  */
 static int
@@ -347,22 +420,11 @@ create_over (const struct nc_image_create_options *opts,
     .backing = b,
     .takes_over = takes_over,
   };
-  struct new_file nf;
-  uint64_t file_size;
-  int r;
 
-  if (nc_fvd_file_size (&fvd, &file_size) == -1) {
-    nc_error ("%s: size %" PRIu64 " is too large", opts->path, size);
-    errno = EFBIG;
+  if (nc_uuid_generate (uuid) == -1)
     return -1;
-  }
-  r = new_file_open (&nf, opts->path, file_size);
-  if (r == 0)
-    r = nc_fvd_create (nf.dev, &fvd, uuid);
-  if (r == 0)
-    r = new_file_publish (&nf);
-  new_file_close (&nf);
-  return r;
+  return opts->data_file ? create_with_data_file (opts, &fvd, uuid)
+    : create_image (opts->path, &fvd, uuid);
 }
 
 int

@@ -60,6 +60,7 @@ struct nc_image_info {
 
   bool retired;                 /* a pivot made another image take over */
   char *successor;              /* its path, as stored */
+  char *data_file;              /* "" = the data is in the image itself */
   char successor_uuid[NC_UUID_TEXT];
 };
 
@@ -87,10 +88,13 @@ struct nc_image_create_options {
   const char *backing_format;   /* needed with a backing: never guessed */
   uint32_t block_size;          /* 0 = default */
   uint64_t journal_size;        /* 0 = default */
+  const char *data_file;        /* where the data is to be, as the operator
+                                   gives it: like path; NULL: in the image */
 };
 
 /* Create an fvd image.  It appears under its name complete and durable, or
- * not at all.  Returns -1 on error, reported. */
+ * not at all; a new data file appears before it.  Returns -1 on error,
+ * reported. */
 extern int nc_image_create (const struct nc_image_create_options *opts)
   __attribute__ ((__nonnull__ (1)));
 

@@ -102,6 +102,7 @@ nc_layer_close (struct nc_layer *layer)
     return;
   layer->format->close (layer);
   nc_dev_close (layer->dev);
+  nc_dev_close (layer->data_dev);
   free (layer->backing.ref);
   free (layer->backing.format);
   free (layer->backing.identity);

@@ -35,6 +35,8 @@ struct nc_backing {
 struct nc_layer {
   const struct nc_format *format;
   struct nc_dev *dev;           /* owned */
+  struct nc_dev *data_dev;      /* owned; where the disk's bytes are, if the
+                                   image names another file for them */
   void *priv;                   /* the format's */
   char *path;                   /* path or reference, for messages */
   char *name;                   /* unique in its chain */
@@ -55,6 +57,14 @@ struct nc_layer_options {
                                    the image is in use, before
                                    nc_layer_begin */
   int memory_fd;                /* memfd for the active layer; -1: none */
+
+  /* Open the file REF that the image of LAYER names for its data, for
+   * writing if LAYER is writable.  Returns NULL on error, reported.
+   * open_data NULL: it is not opened, and the layer's blocks can be neither
+   * read nor written. */
+  struct nc_dev *(*open_data) (void *opaque, const struct nc_layer *layer,
+                               const char *ref);
+  void *opaque;
 };
 
 /* Make a layer of DEV (taken over, also on failure), known as PATH.

@@ -157,7 +157,7 @@ make_context (const char *text, const char *image_path)
 
   if (qtext == NULL || qimage == NULL)
     return NULL;
-  if (asprintf (&context, "image %s: the backing %s", qimage, qtext) == -1) {
+  if (asprintf (&context, "image %s: the reference %s", qimage, qtext) == -1) {
     nc_error ("asprintf: %m");
     return NULL;
   }

@@ -71,6 +71,18 @@ rounds ()
   rounds b.fvd base.raw --connections 2 --overlap --max-size 30000
 }
 
+@test "a data file, which is a raw image when everything is allocated" {
+  make_base base.raw 7340031
+  make_overlay top.fvd base.raw --data-file data.raw
+  rounds top.fvd base.raw --connections 3 --overlap --max-size 100000
+  serve_plain top.fvd
+  nbdsh -u "$uri" -c 'h.set_strict_mode(0)' \
+    -c 'for o in range(0, h.get_size(), 1 << 20):
+            h.cache(min(1 << 20, h.get_size() - o), o)'
+  assert_same_as data.raw "$uri"
+  stop "$pid"
+}
+
 @test "an overlay larger than its base, and one that is smaller" {
   make_base base.raw 3000001
   make_overlay large.fvd base.raw 5000003

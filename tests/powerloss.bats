@@ -149,6 +149,17 @@ wraps ()
   check_states $((states / 8)) top.fvd
 }
 
+@test "a data file" {
+  make_disk 4194301 --data-file dir/data.raw
+  record
+  start_recorded dir/top.fvd
+  workload 1200
+  stop "$pid"
+  log_is_complete
+  wraps
+  check_states $((states / 6)) top.fvd
+}
+
 @test "zeros found in writes" {
   make_disk 3000001
   record

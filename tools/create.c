@@ -34,19 +34,22 @@ static const char help[] =
   "      --block-size=N     unit of allocation, a power of two (default: 4K,\n"
   "                         more on disks beyond 1T)\n"
   "      --journal-size=N   room for the journal, 16K to 1G (default: 1M)\n"
+  "      --data-file=FILE   keep the data in FILE, a new file or a block device:\n"
+  "                         when everything is allocated it is a raw image\n"
   "      --json             describe the new image as JSON\n"
   "  -h, --help             show this\n"
   "\n"
   "Example:\n"
   "  nbdchain create -b nbd://server/base -F raw top.fvd\n";
 
-enum { OPT_BLOCK_SIZE = 256, OPT_JOURNAL_SIZE, OPT_JSON };
+enum { OPT_BLOCK_SIZE = 256, OPT_JOURNAL_SIZE, OPT_DATA_FILE, OPT_JSON };
 
 static const struct option options[] = {
   { "backing", required_argument, NULL, 'b' },
   { "backing-format", required_argument, NULL, 'F' },
   { "block-size", required_argument, NULL, OPT_BLOCK_SIZE },
   { "journal-size", required_argument, NULL, OPT_JOURNAL_SIZE },
+  { "data-file", required_argument, NULL, OPT_DATA_FILE },
   { "json", no_argument, NULL, OPT_JSON },
   { "help", no_argument, NULL, 'h' },
   { NULL, 0, NULL, 0 }
@@ -187,6 +190,9 @@ create_main (int argc, char *argv[])
                   " without a journal", optarg);
         return EXIT_USAGE;
       }
+      break;
+    case OPT_DATA_FILE:
+      opts.data_file = optarg;
       break;
     case OPT_JSON:
       json = true;

@@ -122,6 +122,7 @@ print_fvd (const struct nc_image_info *info)
   print_label (1, "journal");
   printf ("%s used of %s\n", size_text (info->journal_used, used),
           size_text (info->journal_size, room));
+  print_string (1, "data file", info->data_file);
   print_features (info->features);
   print_label (1, "state");
   puts (info->clean ? "clean" :
@@ -207,7 +208,7 @@ static json_t *
 fvd_json (const struct nc_image_info *info)
 {
   return json_pack ("{s:I, s:s, s:I, s:I, s:{s:I, s:I},"
-                    " s:{s:I, s:I, s:I}, s:b}",
+                    " s:o, s:{s:I, s:I, s:I}, s:b}",
                     "version", (json_int_t) info->version,
                     "uuid", info->uuid,
                     "block_size", (json_int_t) info->block_size,
@@ -215,6 +216,9 @@ fvd_json (const struct nc_image_info *info)
                     "journal",
                     "size", (json_int_t) info->journal_size,
                     "used", (json_int_t) info->journal_used,
+                    "data_file",
+                    json_text (info->data_file && *info->data_file ?
+                               info->data_file : NULL),
                     "features",
                     "compatible", (json_int_t) info->features[0],
                     "read_only", (json_int_t) info->features[1],

@@ -113,6 +113,18 @@ extern int nc_dev_file_id (const struct nc_dev *dev, dev_t *st_dev,
                            ino_t *st_ino)
   __attribute__ ((__nonnull__ (1, 2, 3)));
 
+/* A mark of 36 characters that a file carries beside its bytes, in an
+ * extended attribute, so that another file in its place is noticed.
+ * Return -1 with errno ENOTSUP where there are no such attributes; get also
+ * with ENODATA if it has none; not reported.  A mark that was set is
+ * durable. */
+#define NC_MARK_LENGTH 36
+extern int nc_dev_get_mark (const struct nc_dev *dev,
+                            char mark[NC_MARK_LENGTH + 1])
+  __attribute__ ((__nonnull__ (1, 2)));
+extern int nc_dev_set_mark (const struct nc_dev *dev, const char *mark)
+  __attribute__ ((__nonnull__ (1, 2)));
+
 /* Open the export REF (an NBD URI, or "[ command args ]"), read-only.
  * Connects, learns size and identity, and disconnects again; ops->start
  * connects for good, checks that it is the same export (same size, same

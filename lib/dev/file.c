@@ -28,6 +28,7 @@
 #include <sys/ioctl.h>
 #include <sys/stat.h>
 #include <sys/uio.h>
+#include <sys/xattr.h>
 #include <unistd.h>
 
 #include "checked.h"
@@ -485,4 +486,29 @@ nc_dev_file_id (const struct nc_dev *dev, dev_t *st_dev, ino_t *st_ino)
   *st_dev = file_of (dev)->st_dev;
   *st_ino = file_of (dev)->st_ino;
   return 0;
+}
+
+#define MARK "user.nbdchain.image"
+
+int
+nc_dev_get_mark (const struct nc_dev *dev, char mark[NC_MARK_LENGTH + 1])
+{
+  ssize_t r = fgetxattr (file_of (dev)->fd, MARK, mark, NC_MARK_LENGTH);
+
+  mark[r > 0 ? r : 0] = '\0';
+  if (r == -1 && errno == EPERM)        /* of a device node */
+    errno = ENOTSUP;
+  return r == -1 ? -1 : 0;
+}
+
+int
+nc_dev_set_mark (const struct nc_dev *dev, const char *mark)
+{
+  const int fd = file_of (dev)->fd;
+
+  if (fsetxattr (fd, MARK, mark, strlen (mark), 0) == 0)
+    return fsync (fd);
+  if (errno == EPERM)
+    errno = ENOTSUP;
+  return -1;
 }

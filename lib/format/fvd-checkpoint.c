@@ -157,11 +157,11 @@ write_bitmap (struct fvd *f)
   for (uint64_t page = 0; page < f->bm->npages;) {
     n = copy_pages (f, &page, pages);
     if (n > 0 &&
-        (fvd_sync (f) == -1 || write_pages (f, pages, n) == -1))
+        (fvd_sync_data (f) == -1 || write_pages (f, pages, n) == -1))
       return -1;
   }
-  /* For the pages written, and the data of those that are all allocated. */
-  if (fvd_sync (f) == -1)
+  /* The data of pages that are all allocated, and the pages written. */
+  if (fvd_sync_data (f) == -1 || (f->data != f->dev && fvd_sync (f) == -1))
     return -1;
   return write_summary (f);
 }

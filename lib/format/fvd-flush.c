@@ -266,6 +266,15 @@ fvd_sync (struct fvd *f)
 }
 
 int
+fvd_sync_data (struct fvd *f)
+{
+  /* Not opened: nothing was written to it. */
+  if (f->data == NULL)
+    return 0;
+  return f->data->ops->sync (f->data) == -1 ? fail (f) : 0;
+}
+
+int
 fvd_header_sync (struct fvd *f)
 {
   if (fvd_header_write (f->dev, &f->h) == -1)
@@ -280,7 +289,7 @@ round_of_flush (struct fvd *f)
   uint64_t need;
 
   take_pending (f);
-  if (fvd_sync (f) == -1)
+  if (fvd_sync_data (f) == -1)
     return -1;
   need = fvd_journal_need (&f->flush.taken);
   if (need > fvd_journal_room (f))

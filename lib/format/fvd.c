@@ -146,6 +146,41 @@ fvd_begin (struct nc_layer *layer)
   return begin_life (f);
 }
 
+/* The data file, and whether it is the one of this image. */
+static int
+open_data_file (struct fvd *f, const struct nc_layer_options *opts)
+{
+  struct nc_layer *layer = f->layer;
+  char mark[NC_MARK_LENGTH + 1], uuid[NC_UUID_TEXT];
+
+  if (opts->open_data == NULL)
+    return 0;
+  f->data = layer->data_dev =
+    opts->open_data (opts->opaque, layer, f->h.string[FVD_DATA_FILE]);
+  if (f->data == NULL)
+    return -1;
+  if (f->data->size < f->h.size) {
+    nc_error ("%s: has %" PRIu64 " bytes, but as the data file of '%s' it "
+              "needs %" PRIu64 "; put the whole file back", f->data->name,
+              f->data->size, layer->path, f->h.size);
+    errno = EINVAL;
+    return -1;
+  }
+  if (!(f->h.flags & FVD_MARKED))
+    return 0;
+  nc_uuid_format (&f->h.uuid, uuid);
+  if (nc_dev_get_mark (f->data, mark) == 0 && strcmp (mark, uuid) == 0)
+    return 0;
+  nc_error ("%s: is not marked as the data file of '%s' (extended attribute "
+            "user.nbdchain.image: %s%s%s); put the right file there; if it "
+            "is the right one, and was copied without its attributes: "
+            "setfattr -n user.nbdchain.image -v %s", f->data->name,
+            layer->path, *mark ? "'" : "", *mark ? mark : "none",
+            *mark ? "'" : "", uuid);
+  errno = EINVAL;
+  return -1;
+}
+
 static int
 fvd_open (struct nc_layer *layer, const struct nc_layer_options *opts)
 {
@@ -170,6 +205,10 @@ fvd_open (struct nc_layer *layer, const struct nc_layer_options *opts)
     errno = EROFS;
     return -1;
   }
+  if (!fvd_has_data_file (&f->h))
+    f->data = f->dev;
+  else if (open_data_file (f, opts) == -1)
+    return -1;
   f->journal.nsectors = f->h.journal.size / FVD_SECTOR;
   f->journal.next = f->journal.tail = f->h.journal_tail;
   if (fill_in_layer (layer) == -1 || fvd_summary_read (f) == -1 ||
@@ -282,12 +321,26 @@ fvd_walk (struct nc_layer *layer, uint64_t offset, uint64_t count,
   return 0;
 }
 
+/* Who opens an image only to look at it has not opened its data file. */
+static int
+refuse_without_data (struct fvd *f)
+{
+  if (f->data)
+    return 0;
+  nc_error ("%s: its data file was not opened", f->dev->name);
+  errno = EIO;
+  return -1;
+}
+
 static int
 fvd_pread (struct nc_layer *layer, void *buf, size_t count, uint64_t offset)
 {
   struct fvd *f = fvd_of (layer);
 
-  return f->dev->ops->pread (f->dev, buf, count, f->h.data_offset + offset);
+  if (refuse_without_data (f) == -1)
+    return -1;
+  return f->data->ops->pread (f->data, buf, count,
+                              f->h.data_offset + offset);
 }
 
 static int
@@ -296,14 +349,16 @@ fvd_extents (struct nc_layer *layer, struct nc_extents *extents,
 {
   struct fvd *f = fvd_of (layer);
 
-  return f->dev->ops->extents (f->dev, extents, end, f->h.data_offset);
+  if (refuse_without_data (f) == -1)
+    return -1;
+  return f->data->ops->extents (f->data, extents, end, f->h.data_offset);
 }
 
 static int
 refuse_if_failed (struct fvd *f)
 {
   if (!atomic_load_explicit (&f->failed, memory_order_relaxed))
-    return 0;
+    return refuse_without_data (f);
   errno = EIO;
   return -1;
 }
@@ -316,8 +371,8 @@ fvd_pwritev (struct nc_layer *layer, struct iovec *iov, int niov,
 
   if (refuse_if_failed (f) == -1)
     return -1;
-  return f->dev->ops->pwritev (f->dev, iov, niov,
-                               f->h.data_offset + offset);
+  return f->data->ops->pwritev (f->data, iov, niov,
+                                f->h.data_offset + offset);
 }
 
 static int
@@ -328,8 +383,8 @@ fvd_zero (struct nc_layer *layer, uint64_t offset, uint64_t count,
 
   if (refuse_if_failed (f) == -1)
     return -1;
-  return f->dev->ops->zero (f->dev, f->h.data_offset + offset, count,
-                            flags);
+  return f->data->ops->zero (f->data, f->h.data_offset + offset, count,
+                             flags);
 }
 
 static int
@@ -397,7 +452,8 @@ fvd_info (struct nc_layer *layer, struct nc_image_info *info)
   if (copy_info (&info->backing, layer->backing.ref) == -1 ||
       copy_info (&info->backing_format, layer->backing.format) == -1 ||
       copy_info (&info->backing_identity, layer->backing.identity) == -1 ||
-      copy_info (&info->successor, f->h.string[FVD_SUCCESSOR]) == -1) {
+      copy_info (&info->successor, f->h.string[FVD_SUCCESSOR]) == -1 ||
+      copy_info (&info->data_file, f->h.string[FVD_DATA_FILE]) == -1) {
     nc_error ("%s: %m", layer->path);
     return -1;
   }
@@ -475,6 +531,8 @@ create_journal (struct nc_dev *dev, const struct fvd_header *h)
 static void
 lay_out (struct fvd_header *h, const struct nc_fvd_create_options *opts)
 {
+  if (opts->data_file)
+    h->features[2] |= FVD_WITH_DATA_FILE;
   h->size = opts->size;
   h->block_bits = opts->block_bits;
   h->journal.size = opts->journal_size;
@@ -490,13 +548,14 @@ nc_fvd_file_size (const struct nc_fvd_create_options *opts, uint64_t *size)
   if (h == NULL || opts->size > FVD_SIZE_MAX)
     return -1;
   lay_out (h, opts);
-  *size = h->data_offset + h->size;
+  *size = opts->data_file ? h->profile.offset + h->profile.size
+    : h->data_offset + h->size;
   return *size <= NC_OFFSET_MAX ? 0 : -1;
 }
 
 int
 nc_fvd_create (struct nc_dev *dev, const struct nc_fvd_create_options *opts,
-               nc_uuid *uuid)
+               const nc_uuid *uuid)
 {
   NC_FREE struct fvd_header *h = calloc (1, sizeof *h);
   const struct nc_backing *b = opts->backing;
@@ -505,8 +564,7 @@ nc_fvd_create (struct nc_dev *dev, const struct nc_fvd_create_options *opts,
     nc_error ("%s: %m", dev->name);
     return -1;
   }
-  if (nc_uuid_generate (&h->uuid) == -1)
-    return -1;
+  h->uuid = *uuid;
   lay_out (h, opts);
   h->flags = FVD_CLEAN;
   h->journal_tail = 1;
@@ -520,10 +578,15 @@ nc_fvd_create (struct nc_dev *dev, const struct nc_fvd_create_options *opts,
                     b->identity ? b->identity : "") == -1)
       return -1;
   }
+  if (opts->data_file) {
+    h->flags |= opts->marked ? FVD_MARKED : 0;
+    if (set_string (h, dev->name, FVD_DATA_FILE, opts->data_file) == -1 ||
+        set_string (h, dev->name, FVD_DATA_FILE_FORMAT, "raw") == -1)
+      return -1;
+  }
   if (create_summary (dev, h) == -1 || create_journal (dev, h) == -1 ||
       fvd_header_create (dev, h) == -1)
     return -1;
-  *uuid = h->uuid;
   return 0;
 }
 

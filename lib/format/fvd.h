@@ -153,6 +153,8 @@ struct fvd_ranges {
 struct fvd {
   struct nc_layer *layer;
   struct nc_dev *dev;
+  struct nc_dev *data;          /* where the blocks are: dev, or the data
+                                   file; NULL: that was not opened */
   struct fvd_header h;          /* after open: checkpoint */
   uint8_t *summary;             /* as on disk, see fvd-bitmap.c */
   struct nc_keep keep;
@@ -277,8 +279,10 @@ extern int fvd_flush (struct fvd *f);
 /* Flush, checkpoint, mark clean; nobody else is at work. */
 extern int fvd_flush_finish (struct fvd *f);
 
-/* Sync the file; a failure is final. */
+/* Sync the metadata, or the data: of one file, unless there is a data file.
+ * A failure is final. */
 extern int fvd_sync (struct fvd *f);
+extern int fvd_sync_data (struct fvd *f);
 
 /* fvd-checkpoint.c: the journal's records go into the bitmap of the file. */
 
@@ -311,6 +315,8 @@ struct nc_fvd_create_options {
   uint64_t journal_size;
   const struct nc_backing *backing;
   bool takes_over;              /* from the backing, once that is retired */
+  const char *data_file;        /* as to be stored; NULL: none */
+  bool marked;                  /* it can carry a mark, and will */
 };
 
 /* The length of the file that holds such an image.  Returns -1 if that is
@@ -321,7 +327,7 @@ extern int nc_fvd_file_size (const struct nc_fvd_create_options *opts,
 /* Make DEV an fvd image; the caller syncs and gives it its name. */
 extern int nc_fvd_create (struct nc_dev *dev,
                           const struct nc_fvd_create_options *opts,
-                          nc_uuid *uuid);
+                          const nc_uuid *uuid);
 
 /* Record in the open, writable LAYER that SUCCESSOR took over; durable. */
 extern int nc_fvd_retire (struct nc_layer *layer, const nc_uuid *successor,

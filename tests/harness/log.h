@@ -21,7 +21,9 @@
 enum log_type {
   /* The directory as it was when the log began. */
   LOG_INIT_DIR = 1,             /* ino, payload: path, "" for the top */
-  LOG_INIT_FILE,                /* ino, count: size, payload: path */
+  LOG_INIT_FILE,                /* ino, count: size, payload: path, and its
+                                   extended attribute "user.nbdchain.image",
+                                   "" if it has none */
   LOG_INIT_DATA,                /* ino, offset, payload: bytes */
 
   /* Begun: written before the call, LOG_END after it. */

@@ -25,6 +25,7 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
+#include <sys/xattr.h>
 #include <unistd.h>
 
 #include "log.h"
@@ -49,6 +50,7 @@ struct image {
 
 struct file {
   uint64_t ino;
+  const char *mark;             /* extended attribute, "" if it has none */
   struct change *changes;
   size_t nchanges, room;
   struct image image;           /* changes 0 to folded-1 are in it */
@@ -255,6 +257,7 @@ add_initial (struct replay *r, const struct sorted_record *one)
     image_resize (&file->image, one->head.count);
     name = APPEND (r, initial, ninitial, initial_room);
     name->path = (const char *) one->payload;
+    file->mark = name->path + strlen (name->path) + 1;
     name->file = file;
     break;
   }
@@ -966,6 +969,8 @@ names_at (struct replay *r, uint64_t instant, struct rng *rng,
 /*----------------------------------------------------------------------
  * Writing the state */
 
+#define MARK "user.nbdchain.image"
+
 static bool
 all_zero (const uint8_t *buf, size_t count)
 {
@@ -974,12 +979,15 @@ all_zero (const uint8_t *buf, size_t count)
 }
 
 static int
-write_image (const struct image *image, const char *path)
+write_image (const struct image *image, const char *mark, const char *path)
 {
   uint64_t at = 0, run;
   int fd = open (path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644);
 
   if (fd == -1 || ftruncate (fd, image->size) == -1)
+    goto fail;
+  if (mark && *mark && fsetxattr (fd, MARK, mark, strlen (mark), 0) == -1 &&
+      errno != ENOTSUP)
     goto fail;
   while (at < image->size) {
     uint64_t n = 0;
@@ -1109,7 +1117,7 @@ replay_write (struct replay *r, uint64_t instant, struct rng *rng,
         access (path, F_OK) == 0)
       continue;
     unlink (path);
-    if (write_image (image, path) == -1)
+    if (write_image (image, file->mark, path) == -1)
       return -1;
   }
   free (list.names);
@@ -1128,6 +1136,8 @@ begin_file (struct log *log, int dirfd, const char *name, const char *rel,
             uint64_t ino, uint64_t size)
 {
   const size_t piece = 1 << 20;
+  char names[PATH_MAX + 64] = "";
+  const size_t length = strlen (rel) + 1;
   uint8_t *buf = malloc (piece);
   const int fd = openat (dirfd, name, O_RDONLY | O_CLOEXEC);
   uint64_t at;
@@ -1141,7 +1151,10 @@ begin_file (struct log *log, int dirfd, const char *name, const char *rel,
     return -1;
   }
   record.seq = log_next (log);
-  log_append (log, &record, rel, strlen (rel) + 1);
+  snprintf (names, PATH_MAX, "%s", rel);
+  if (fgetxattr (fd, MARK, names + length, 63) == -1)
+    names[length] = '\0';
+  log_append (log, &record, names, length + strlen (names + length) + 1);
   for (at = 0; at < size; at += piece) {
     struct log_record data = {
       .type = LOG_INIT_DATA, .ino = ino, .offset = at

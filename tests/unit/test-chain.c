@@ -809,7 +809,8 @@ rig_init (struct rig *r, bool remote, unsigned retry, unsigned max_waiting)
   must (r->flat.data != NULL, "malloc");
   memcpy (r->flat.data, r->base_disk.data, RIG);
   dev = mem_dev_open (&r->top_disk, true);
-  must (nc_fvd_create (dev, &c, &uuid) == 0, "nc_fvd_create");
+  must (nc_uuid_generate (&uuid) == 0 &&
+        nc_fvd_create (dev, &c, &uuid) == 0, "nc_fvd_create");
   nc_dev_close (dev);
 
   fault_init (&r->top);

@@ -159,7 +159,8 @@ create (uint64_t size, unsigned block_bits, uint64_t journal)
   must (nc_fvd_file_size (&opts, &file_size) == 0, "nc_fvd_file_size");
   mem_disk_init (&disk, file_size);
   dev = mem_dev_open (&disk, true);
-  must (nc_fvd_create (dev, &opts, &image_uuid) == 0, "nc_fvd_create");
+  must (nc_uuid_generate (&image_uuid) == 0 &&
+        nc_fvd_create (dev, &opts, &image_uuid) == 0, "nc_fvd_create");
   nc_dev_close (dev);
   must (fvd_reader_open (&r, disk.data, disk.size) == 0, r.why);
   data_offset = r.data_offset;
@@ -1758,7 +1759,8 @@ test_full_summary (uint64_t sectors)
   must (fd != -1 && nc_fvd_file_size (&opts, &file_size) == 0 &&
         ftruncate (fd, file_size) == 0, "a large file in memory");
   dev = open_large (fd);
-  must (dev && nc_fvd_create (dev, &opts, &uuid) == 0, "nc_fvd_create");
+  must (dev && nc_uuid_generate (&uuid) == 0 &&
+        nc_fvd_create (dev, &opts, &uuid) == 0, "nc_fvd_create");
   nc_dev_close (dev);
   for (unsigned round = 0; round < 4 && good; ++round) {
     struct nc_layer *l = nc_layer_open (&nc_format_fvd, open_large (fd),
