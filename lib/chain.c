@@ -399,7 +399,7 @@ open_top (struct build *b)
   const struct nc_chain_options *opts = b->opts;
   const struct nc_layer_options layer_opts = {
     .writable = !opts->read_only, .wait = true,
-    .memory_fd = opts->memory_fd,
+    .memory_fd = opts->memory_fd, .enlarge = opts->enlarge,
     .open_data = open_data, .opaque = (void *) opts,
   };
   const struct nc_format *format =

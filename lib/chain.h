@@ -36,6 +36,9 @@ struct nc_chain_options {
   int memory_fd;                /* memfd that outlives the process, not
                                    taken over; -1: none */
   bool read_only;               /* the top image is not written */
+  const char *enlarge;          /* command that makes the storage of a
+                                   compact image larger, see enlarge.h; must
+                                   stay until the chain is closed; NULL */
   bool follow;                  /* if the image was retired by a pivot, open
                                    the one that took over (by the same
                                    policy) instead of refusing */

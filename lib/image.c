@@ -286,6 +286,8 @@ learn_backing (const struct nc_image_create_options *opts,
   return dev ? learn_from_device (dev, ref, opts->backing_format, b) : -1;
 }
 
+#define GROW_UNIT (UINT64_C (64) << 20)
+
 /* 4 KiB up to 1 TiB, then larger, so that the bitmap stays moderate. */
 static unsigned
 default_block_bits (uint64_t size)
@@ -297,6 +299,38 @@ default_block_bits (uint64_t size)
          nc_div_up (size, UINT64_C (1) << bits) > moderate)
     ++bits;
   return bits;
+}
+
+static int
+check_layout (const struct nc_image_create_options *opts)
+{
+  const uint64_t chunk = UINT64_C (1) << FVD_CHUNK_BITS;
+
+  if (opts->compact && opts->data_file) {
+    nc_error ("%s: an image with a data file cannot be compact: the data "
+              "file is laid out like the disk", opts->path);
+    errno = EINVAL;
+    return -1;
+  }
+  if (opts->compact && opts->block_size > chunk) {
+    nc_error ("%s: block size %" PRIu32 " is larger than a chunk of a compact "
+              "image, %" PRIu64, opts->path, opts->block_size, chunk);
+    errno = EINVAL;
+    return -1;
+  }
+  if (opts->grow_unit && !opts->compact) {
+    nc_error ("%s: only a compact image has a grow unit", opts->path);
+    errno = EINVAL;
+    return -1;
+  }
+  if (opts->grow_unit > FVD_GROW_UNIT_MAX || opts->grow_unit % chunk != 0) {
+    nc_error ("%s: grow unit %" PRIu64 " must be a multiple of %" PRIu64
+              ", at most %" PRIu64, opts->path, opts->grow_unit, chunk,
+              FVD_GROW_UNIT_MAX);
+    errno = EINVAL;
+    return -1;
+  }
+  return 0;
 }
 
 static int
@@ -328,7 +362,7 @@ check_create_options (const struct nc_image_create_options *opts)
     errno = EINVAL;
     return -1;
   }
-  return 0;
+  return check_layout (opts);
 }
 
 static void
@@ -419,8 +453,17 @@ create_over (const struct nc_image_create_options *opts,
       : UINT64_C (1) << 20,
     .backing = b,
     .takes_over = takes_over,
+    .compact = opts->compact,
+    .grow_unit = opts->grow_unit ? opts->grow_unit : GROW_UNIT,
   };
 
+  if (opts->compact && size > (uint64_t) FVD_CHUNKS_MAX << FVD_CHUNK_BITS) {
+    nc_error ("%s: size %" PRIu64 " is too large for a compact image: at most "
+              "%" PRIu64, opts->path, size,
+              (uint64_t) FVD_CHUNKS_MAX << FVD_CHUNK_BITS);
+    errno = EFBIG;
+    return -1;
+  }
   if (nc_uuid_generate (uuid) == -1)
     return -1;
   return opts->data_file ? create_with_data_file (opts, &fvd, uuid)

@@ -60,6 +60,10 @@ struct nc_image_info {
 
   bool retired;                 /* a pivot made another image take over */
   char *successor;              /* its path, as stored */
+  bool compact;
+  uint32_t chunk_size;          /* compact: unit of placement, */
+  uint64_t chunks;              /* how many have a place, */
+  uint64_t grow_unit;           /* and by how much the file grows */
   char *data_file;              /* "" = the data is in the image itself */
   char successor_uuid[NC_UUID_TEXT];
 };
@@ -90,6 +94,8 @@ struct nc_image_create_options {
   uint64_t journal_size;        /* 0 = default */
   const char *data_file;        /* where the data is to be, as the operator
                                    gives it: like path; NULL: in the image */
+  bool compact;                 /* chunks in the order in which they come */
+  uint64_t grow_unit;           /* compact; 0 = default */
 };
 
 /* Create an fvd image.  It appears under its name complete and durable, or

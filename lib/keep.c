@@ -62,14 +62,15 @@ size_memfd (int fd, size_t size, const char *name)
 
 int
 nc_keep_open (struct nc_keep *keep, int fd, const char *name,
-              const nc_uuid *uuid, uint64_t nblocks)
+              const nc_uuid *uuid, uint64_t nblocks, size_t extra)
 {
   uint64_t npages = nc_bitmap_npages (nblocks);
   size_t states = nc_round_up (nc_bitmap_state_size (npages), 4096);
+  size_t bits = nc_bitmap_bits_size (npages);
   struct head *head;
 
   keep->shared = fd >= 0;
-  keep->size = HEAD_SIZE + states + nc_bitmap_bits_size (npages);
+  keep->size = HEAD_SIZE + states + bits + extra;
   if (keep->shared && size_memfd (fd, keep->size, name) == -1)
     return -1;
   keep->map = mmap (NULL, keep->size, PROT_READ | PROT_WRITE,
@@ -94,6 +95,8 @@ nc_keep_open (struct nc_keep *keep, int fd, const char *name,
   keep->bitmap.npages = npages;
   keep->bitmap.state = (void *) ((char *) keep->map + HEAD_SIZE);
   keep->bitmap.bits = (void *) ((char *) keep->map + HEAD_SIZE + states);
+  if (extra)
+    keep->extra = (char *) keep->map + HEAD_SIZE + states + bits;
   return 0;
 }
 

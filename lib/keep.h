@@ -9,8 +9,9 @@
  * together with the data it speaks of.  Without a memfd it is ordinary
  * memory and dies with the process.
  *
- * Layout: a head of 4096 bytes, the states of the pages, their bits; all
- * zeros at first, which means that nothing is known.
+ * Layout: a head of 4096 bytes, the states of the pages, their bits, what
+ * the format keeps besides; all zeros at first, which means that nothing is
+ * known.
  */
 #ifndef NC_KEEP_H
 #define NC_KEEP_H
@@ -26,14 +27,16 @@ struct nc_keep {
   void *map;
   size_t size;
   bool shared;                  /* a memfd is behind it */
+  void *extra;                  /* what the format keeps besides, zeros at
+                                   first; NULL: nothing */
   struct nc_bitmap bitmap;      /* lies in the map */
 };
 
-/* Map the memfd FD (-1: ordinary memory) for a layer of NBLOCKS blocks.  A
- * memfd that another kind of layer has used is refused.
+/* Map the memfd FD (-1: ordinary memory) for a layer of NBLOCKS blocks, and
+ * EXTRA bytes.  A memfd that another kind of layer has used is refused.
  * Returns -1 on error, reported with NAME. */
 extern int nc_keep_open (struct nc_keep *keep, int fd, const char *name,
-                         const nc_uuid *uuid, uint64_t nblocks)
+                         const nc_uuid *uuid, uint64_t nblocks, size_t extra)
   __attribute__ ((__nonnull__ (1, 3, 4)));
 extern void nc_keep_close (struct nc_keep *keep)
   __attribute__ ((__nonnull__ (1)));

@@ -58,6 +58,8 @@ struct nc_layer_options {
                                    nc_layer_begin */
   int memory_fd;                /* memfd for the active layer; -1: none */
 
+  const char *enlarge;          /* command that makes storage larger; NULL */
+
   /* Open the file REF that the image of LAYER names for its data, for
    * writing if LAYER is writable.  Returns NULL on error, reported.
    * open_data NULL: it is not opened, and the layer's blocks can be neither

@@ -83,6 +83,15 @@ rounds ()
   stop "$pid"
 }
 
+@test "a compact image, whose chunks come in any order" {
+  make_base base.raw 33333333
+  make_overlay top.fvd base.raw --compact --grow-unit 1M
+  rounds top.fvd base.raw --connections 3 --overlap --max-size 100000
+  make_overlay large.fvd base.raw --compact --block-size 1M
+  rm state
+  rounds large.fvd base.raw --connections 2 --max-size 2500000
+}
+
 @test "an overlay larger than its base, and one that is smaller" {
   make_base base.raw 3000001
   make_overlay large.fvd base.raw 5000003

@@ -160,6 +160,30 @@ wraps ()
   check_states $((states / 6)) top.fvd
 }
 
+@test "a compact image" {
+  make_disk 9000001 --compact --grow-unit 1M
+  record
+  start_recorded dir/top.fvd
+  workload 1200
+  stop "$pid"
+  log_is_complete
+  wraps
+  check_states $((states / 6)) top.fvd
+}
+
+@test "a compact image, without its base" {
+  mkdir dir
+  : >base.raw
+  "$NBDCHAIN" create --compact --journal-size 16K dir/top.fvd 20000001
+  record
+  start_recorded dir/top.fvd detect-zeroes=unmap
+  oracle "$seed" --ops 800 --base base.raw --log log --connections 2 \
+    --inflight 4 --max-size 3000000 --weights 5,30,20,8,20,0,0 "$uri"
+  stop "$pid"
+  log_is_complete
+  check_states $((states / 12)) top.fvd
+}
+
 @test "zeros found in writes" {
   make_disk 3000001
   record

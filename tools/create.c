@@ -36,13 +36,18 @@ static const char help[] =
   "      --journal-size=N   room for the journal, 16K to 1G (default: 1M)\n"
   "      --data-file=FILE   keep the data in FILE, a new file or a block device:\n"
   "                         when everything is allocated it is a raw image\n"
+  "      --compact          store chunks of 1M in the order in which they come:\n"
+  "                         for storage that has no holes\n"
+  "      --grow-unit=N      with --compact: by how much the file grows at a\n"
+  "                         time (default: 64M)\n"
   "      --json             describe the new image as JSON\n"
   "  -h, --help             show this\n"
   "\n"
   "Example:\n"
   "  nbdchain create -b nbd://server/base -F raw top.fvd\n";
 
-enum { OPT_BLOCK_SIZE = 256, OPT_JOURNAL_SIZE, OPT_DATA_FILE, OPT_JSON };
+enum { OPT_BLOCK_SIZE = 256, OPT_JOURNAL_SIZE, OPT_DATA_FILE, OPT_COMPACT,
+       OPT_GROW_UNIT, OPT_JSON };
 
 static const struct option options[] = {
   { "backing", required_argument, NULL, 'b' },
@@ -50,6 +55,8 @@ static const struct option options[] = {
   { "block-size", required_argument, NULL, OPT_BLOCK_SIZE },
   { "journal-size", required_argument, NULL, OPT_JOURNAL_SIZE },
   { "data-file", required_argument, NULL, OPT_DATA_FILE },
+  { "compact", no_argument, NULL, OPT_COMPACT },
+  { "grow-unit", required_argument, NULL, OPT_GROW_UNIT },
   { "json", no_argument, NULL, OPT_JSON },
   { "help", no_argument, NULL, 'h' },
   { NULL, 0, NULL, 0 }
@@ -193,6 +200,18 @@ create_main (int argc, char *argv[])
       break;
     case OPT_DATA_FILE:
       opts.data_file = optarg;
+      break;
+    case OPT_COMPACT:
+      opts.compact = true;
+      break;
+    case OPT_GROW_UNIT:
+      if (parse_size ("--grow-unit", optarg, &opts.grow_unit) == -1)
+        return EXIT_USAGE;
+      if (opts.grow_unit == 0) {
+        nc_error ("--grow-unit: '%s' is not allowed: a multiple of 1M is",
+                  optarg);
+        return EXIT_USAGE;
+      }
       break;
     case OPT_JSON:
       json = true;

@@ -123,6 +123,12 @@ print_fvd (const struct nc_image_info *info)
   printf ("%s used of %s\n", size_text (info->journal_used, used),
           size_text (info->journal_size, room));
   print_string (1, "data file", info->data_file);
+  if (info->compact) {
+    print_label (1, "compact");
+    printf ("%" PRIu64 " chunks of %s, the file grows by %s\n",
+            info->chunks, size_text (info->chunk_size, used),
+            size_text (info->grow_unit, room));
+  }
   print_features (info->features);
   print_label (1, "state");
   puts (info->clean ? "clean" :
@@ -205,10 +211,21 @@ successor_json (const struct nc_image_info *info)
 }
 
 static json_t *
+compact_json (const struct nc_image_info *info)
+{
+  if (!info->compact)
+    return json_null ();
+  return json_pack ("{s:I, s:I, s:I}",
+                    "chunk_size", (json_int_t) info->chunk_size,
+                    "chunks", (json_int_t) info->chunks,
+                    "grow_unit", (json_int_t) info->grow_unit);
+}
+
+static json_t *
 fvd_json (const struct nc_image_info *info)
 {
   return json_pack ("{s:I, s:s, s:I, s:I, s:{s:I, s:I},"
-                    " s:o, s:{s:I, s:I, s:I}, s:b}",
+                    " s:o, s:o, s:{s:I, s:I, s:I}, s:b}",
                     "version", (json_int_t) info->version,
                     "uuid", info->uuid,
                     "block_size", (json_int_t) info->block_size,
@@ -219,6 +236,7 @@ fvd_json (const struct nc_image_info *info)
                     "data_file",
                     json_text (info->data_file && *info->data_file ?
                                info->data_file : NULL),
+                    "compact", compact_json (info),
                     "features",
                     "compatible", (json_int_t) info->features[0],
                     "read_only", (json_int_t) info->features[1],

@@ -52,6 +52,13 @@ struct nc_dev_ops {
   /* Everything written by calls that have returned is durable. */
   int (*sync) (struct nc_dev *dev);
 
+  /* How many bytes it has now; may differ from dev->size. */
+  int (*measure) (struct nc_dev *dev, uint64_t *size);
+
+  /* Cut it off at SIZE, or let it grow with zeros.  ENOTSUP, not reported:
+   * its size is not ours to change. */
+  int (*truncate) (struct nc_dev *dev, uint64_t size);
+
   /* Make the range read as zeros.  flags: NC_ZERO_*. */
   int (*zero) (struct nc_dev *dev, uint64_t offset, uint64_t count,
                unsigned flags);

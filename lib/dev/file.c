@@ -330,6 +330,38 @@ file_extents (struct nc_dev *dev, struct nc_extents *extents, uint64_t end,
   return 0;
 }
 
+static int
+file_measure (struct nc_dev *dev, uint64_t *size)
+{
+  struct file *f = file_of (dev);
+  struct stat st;
+
+  if (f->block_device ? ioctl (f->fd, BLKGETSIZE64, size) == -1
+      : fstat (f->fd, &st) == -1) {
+    nc_error ("%s: its size: %m", dev->name);
+    return -1;
+  }
+  if (!f->block_device)
+    *size = st.st_size;
+  return 0;
+}
+
+static int
+file_truncate (struct nc_dev *dev, uint64_t size)
+{
+  struct file *f = file_of (dev);
+  int r;
+
+  if (f->block_device) {
+    errno = ENOTSUP;
+    return -1;
+  }
+  do
+    r = ftruncate (f->fd, size);
+  while (r == -1 && errno == EINTR);
+  return r == -1 ? failed (dev, "changing the size of the file", size) : 0;
+}
+
 static const struct nc_dev_ops file_ops = {
   .close = file_close,
   .pread = file_pread,
@@ -337,6 +369,8 @@ static const struct nc_dev_ops file_ops = {
   .pwritev = file_pwritev,
   .pwrite_durable = file_pwrite_durable,
   .sync = file_sync,
+  .measure = file_measure,
+  .truncate = file_truncate,
   .zero = file_zero,
   .extents = file_extents,
 };
@@ -409,7 +443,6 @@ static int
 examine (struct file *f)
 {
   struct stat st;
-  uint64_t bytes;
   int flags = fcntl (f->fd, F_GETFL);
 
   /* It was opened so that a FIFO would not block. */
@@ -428,12 +461,7 @@ examine (struct file *f)
     f->block_device = true;
     f->st_dev = 0;
     f->st_ino = st.st_rdev;
-    if (ioctl (f->fd, BLKGETSIZE64, &bytes) == -1) {
-      nc_error ("%s: size of the block device: %m", f->dev.name);
-      return -1;
-    }
-    f->dev.size = bytes;
-    return 0;
+    return file_measure (&f->dev, &f->dev.size);
   }
   nc_error ("%s: neither a file nor a block device", f->dev.name);
   errno = EINVAL;

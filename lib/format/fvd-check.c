@@ -129,12 +129,20 @@ nc_fvd_check (struct nc_dev *dev, nc_check_finding finding, void *opaque,
           "write of the header replaces it");
   f.journal.nsectors = f.h.journal.size / FVD_SECTOR;
   if (nc_keep_open (&f.keep, -1, dev->name, &f.h.uuid,
-                    fvd_nblocks (&f.h)) == -1)
+                    fvd_nblocks (&f.h), fvd_chunks_memory (&f.h)) == -1)
     return -1;
-  if (fvd_summary_read (&f) == -1)
+  if (fvd_is_compact (&f.h)) {
+    if (fvd_chunks_open (&f, f.keep.extra) == -1)
+      r = -1;
+    fvd_chunks_begin (&f);
+  }
+  if (r == -1)
+    ;
+  else if (fvd_summary_read (&f) == -1)
     find (&c, true, "the summary of the bitmap cannot be used");
   else
     r = check_contents (&c, &f);
+  fvd_chunks_close (&f);
   free (f.summary);
   nc_keep_close (&f.keep);
   return r;

@@ -4,9 +4,10 @@
 /* What the records of the journal say goes into the bitmap of the file, so
  * that their place can be used again:
  *
- *   note the next record number; copy the changed pages; fdatasync; write
- *   them; fdatasync; summary; fdatasync; header with the new tail;
- *   fdatasync; now the records below it are free
+ *   note the next record number; copy the changed pages; (compact images:
+ *   the table, see fvd-chunks.c;) fdatasync; write them; fdatasync; summary;
+ *   fdatasync; header with the new tail; fdatasync; now the records below it
+ *   are free
  *
  * Flushes go on meanwhile and append records: it begins, in a thread of its
  * own, when the journal is half full, so that no flush waits for it unless
@@ -156,6 +157,8 @@ write_bitmap (struct fvd *f)
 
   for (uint64_t page = 0; page < f->bm->npages;) {
     n = copy_pages (f, &page, pages);
+    if (fvd_table_write (f) == -1)
+      return -1;
     if (n > 0 &&
         (fvd_sync_data (f) == -1 || write_pages (f, pages, n) == -1))
       return -1;
@@ -167,14 +170,16 @@ write_bitmap (struct fvd *f)
 }
 
 static int
-run (struct fvd *f)
+run (struct fvd *f, bool clean)
 {
   const uint64_t tail = f->h.journal_tail;
 
   if (write_bitmap (f) == -1)
     return -1;
   f->h.journal_tail = f->checkpoint.tail;
+  f->h.flags |= clean ? FVD_CLEAN : 0;
   if (fvd_header_sync (f) == -1) {
+    f->h.flags &= ~FVD_CLEAN;
     f->h.journal_tail = tail;
     return -1;
   }
@@ -186,11 +191,11 @@ run (struct fvd *f)
 }
 
 int
-fvd_checkpoint (struct fvd *f)
+fvd_checkpoint (struct fvd *f, bool clean)
 {
   fvd_checkpoint_wait (f);
   begin (f);
-  if (run (f) == -1)
+  if (run (f, clean) == -1)
     return -1;
   f->flush.must_checkpoint = false;
   f->checkpoint.has_failed = false;
@@ -203,7 +208,7 @@ static void *
 thread (void *opaque)
 {
   struct fvd *f = opaque;
-  const bool failed = run (f) == -1;
+  const bool failed = run (f, false) == -1;
 
   NC_LOCKED (&f->flush.lock);
   f->checkpoint.has_failed = failed;

@@ -87,6 +87,8 @@ fvd_flush_open (struct fvd *f)
     nc_error ("%s: memory for flushes: %m", f->dev->name);
     return -1;
   }
+  if (fvd_is_compact (&f->h) && fvd_chunks_begin_writing (f) == -1)
+    return -1;
   return fvd_checkpoint_open (f);
 }
 
@@ -115,6 +117,8 @@ fvd_flush_adopt (struct fvd *f)
         (state == NC_PAGE_ALL && fvd_summary_get (f, page) != FVD_ALL))
       fvd_set_bit (f->flush.dirty_pages, page);
   }
+  if (fvd_is_compact (&f->h))
+    fvd_chunks_adopt (f);
   f->flush.must_checkpoint = true;
 }
 
@@ -241,6 +245,7 @@ take_pending (struct fvd *f)
     for (; pages; pages &= pages - 1)
       take_page (f, i * 64 + __builtin_ctzll (pages));
   }
+  fvd_chunks_take (f);
 }
 
 /* Durability.  A failed sync is final: what it was to make durable may be
@@ -291,17 +296,17 @@ round_of_flush (struct fvd *f)
   take_pending (f);
   if (fvd_sync_data (f) == -1)
     return -1;
-  need = fvd_journal_need (&f->flush.taken);
+  need = fvd_journal_need (&f->flush.taken, &f->chunks.taken);
   if (need > fvd_journal_room (f))
     fvd_checkpoint_wait (f);
   if (f->flush.must_checkpoint || need > fvd_journal_room (f)) {
     f->flush.must_checkpoint = true;    /* also if this one fails */
-    return fvd_checkpoint (f);
+    return fvd_checkpoint (f, false);
   }
   if (need == 0)
     return 0;
   /* An error may be that of a sync, also of data, so it is final. */
-  if (fvd_journal_append (f, &f->flush.taken) == -1)
+  if (fvd_journal_append (f, &f->flush.taken, &f->chunks.taken) == -1)
     return fail (f);
   if (fvd_journal_room (f) < f->journal.nsectors / 2)
     fvd_checkpoint_start (f);
@@ -340,11 +345,5 @@ fvd_flush_finish (struct fvd *f)
 {
   if (fvd_flush (f) == -1)
     return -1;
-  fvd_checkpoint_wait (f);
-  f->h.flags |= FVD_CLEAN;
-  if (fvd_checkpoint (f) == -1) {
-    f->h.flags &= ~FVD_CLEAN;
-    return -1;
-  }
-  return 0;
+  return fvd_checkpoint (f, true);
 }

@@ -396,7 +396,7 @@ fvd_header_read (struct nc_dev *dev, struct fvd_header *h)
     return -1;
   }
   parse (copy, h);
-  if (h->features[2] & ~(uint64_t) FVD_WITH_DATA_FILE) {
+  if (h->features[2] & ~(uint64_t) (FVD_COMPACT | FVD_WITH_DATA_FILE)) {
     nc_error ("%s: uses features (%#" PRIx64 ") of a newer version of the "
               "format", dev->name, h->features[2]);
     errno = ENOTSUP;

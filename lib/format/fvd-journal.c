@@ -25,7 +25,7 @@ enum {
   R_MAGIC = 0, R_TYPE = 4, R_COUNT = 6, R_NUMBER = 8, R_LIFE = 16,
   R_RANGES = 24, R_RANGE_SIZE = 12, R_MAX = 40,
 };
-#define R_TYPE_ALLOCATED 1
+enum { R_TYPE_ALLOCATED = 1, R_TYPE_PLACED = 2 };
 static const uint8_t magic[4] = "FVDJ";
 
 /* Whether SECTOR, at place INDEX, is a record that counts. */
@@ -42,17 +42,35 @@ is_record (const struct fvd *f, const uint8_t *sector, uint64_t index)
 }
 
 static int
-apply (struct fvd *f, const uint8_t *sector)
+apply_range (struct fvd *f, uint64_t number, uint64_t blk, uint32_t count)
 {
   const uint64_t nblocks = fvd_nblocks (&f->h);
+
+  if (count == 0 || !nc_range_within (blk, count, nblocks)) {
+    nc_error ("%s: damaged journal: record %" PRIu64 " has the range %"
+              PRIu64 " + %" PRIu32 ", but the disk has %" PRIu64
+              " blocks", f->dev->name, number, blk, count, nblocks);
+    errno = EIO;
+    return -1;
+  }
+  if (fvd_pages_load (f, blk, count) == -1)
+    return -1;
+  nc_bitmap_set (f->bm, blk, count);
+  return 0;
+}
+
+static int
+apply (struct fvd *f, const uint8_t *sector)
+{
+  const unsigned type = nc_get_le16 (sector + R_TYPE);
   const uint64_t number = nc_get_le64 (sector + R_NUMBER);
   const unsigned n = nc_get_le16 (sector + R_COUNT);
 
-  if (nc_get_le16 (sector + R_TYPE) != R_TYPE_ALLOCATED ||
+  if ((type != R_TYPE_ALLOCATED &&
+       (type != R_TYPE_PLACED || !fvd_is_compact (&f->h))) ||
       n == 0 || n > R_MAX || number > UINT64_MAX / 2) {
     nc_error ("%s: damaged journal: record %" PRIu64 " of type %u with %u "
-              "ranges", f->dev->name, number,
-              nc_get_le16 (sector + R_TYPE), n);
+              "ranges", f->dev->name, number, type, n);
     errno = EIO;
     return -1;
   }
@@ -61,16 +79,9 @@ apply (struct fvd *f, const uint8_t *sector)
     uint64_t blk = nc_get_le64 (p);
     uint32_t count = nc_get_le32 (p + 8);
 
-    if (count == 0 || !nc_range_within (blk, count, nblocks)) {
-      nc_error ("%s: damaged journal: record %" PRIu64 " has the range %"
-                PRIu64 " + %" PRIu32 ", but the disk has %" PRIu64
-                " blocks", f->dev->name, number, blk, count, nblocks);
-      errno = EIO;
+    if (type == R_TYPE_PLACED ? fvd_chunks_replay (f, blk, count) == -1
+        : apply_range (f, number, blk, count) == -1)
       return -1;
-    }
-    if (fvd_pages_load (f, blk, count) == -1)
-      return -1;
-    nc_bitmap_set (f->bm, blk, count);
   }
   return 0;
 }
@@ -107,8 +118,8 @@ fvd_journal_replay (struct fvd *f,
   return 0;
 }
 
-uint64_t
-fvd_journal_need (const struct fvd_ranges *ranges)
+static uint64_t
+range_sectors (const struct fvd_ranges *ranges)
 {
   uint64_t n = 0;
 
@@ -118,48 +129,87 @@ fvd_journal_need (const struct fvd_ranges *ranges)
 }
 
 uint64_t
+fvd_journal_need (const struct fvd_ranges *ranges,
+                  const struct fvd_places *places)
+{
+  return range_sectors (ranges) + nc_div_up (places->n, R_MAX);
+}
+
+uint64_t
 fvd_journal_room (const struct fvd *f)
 {
   return f->journal.nsectors - (f->journal.next - f->journal.tail);
 }
 
-/* Fill SECTOR as record NUMBER with what is left of RANGES from *I and *DONE
- * (blocks of that range already recorded) on. */
+/* What is still to be recorded. */
+struct source {
+  const struct fvd_ranges *ranges;
+  const struct fvd_places *places;
+  size_t i;                     /* the next one */
+  uint64_t done;                /* blocks of that range already recorded */
+};
+
+static void
+put_entry (uint8_t *sector, unsigned n, uint64_t first, uint32_t second)
+{
+  nc_put_le64 (sector + R_RANGES + n * R_RANGE_SIZE, first);
+  nc_put_le32 (sector + R_RANGES + n * R_RANGE_SIZE + 8, second);
+}
+
+static unsigned
+fill_ranges (uint8_t *sector, struct source *src)
+{
+  unsigned n;
+
+  for (n = 0; n < R_MAX && src->i < src->ranges->n; ++n) {
+    const struct fvd_range *r = &src->ranges->v[src->i];
+    uint64_t count = nc_min64 (r->count - src->done, UINT32_MAX);
+
+    put_entry (sector, n, r->blk + src->done, count);
+    src->done += count;
+    if (src->done == r->count) {
+      ++src->i;
+      src->done = 0;
+    }
+  }
+  return n;
+}
+
+static unsigned
+fill_places (uint8_t *sector, struct source *src)
+{
+  unsigned n;
+
+  for (n = 0; n < R_MAX && src->i < src->places->n; ++n, ++src->i)
+    put_entry (sector, n, src->places->v[src->i].chunk,
+               src->places->v[src->i].entry);
+  return n;
+}
+
+/* Fill SECTOR as record NUMBER. */
 static void
 fill_record (const struct fvd *f, uint8_t *sector, uint64_t number,
-             const struct fvd_ranges *ranges, size_t *i, uint64_t *done)
+             struct source *src)
 {
   unsigned n;
 
   memset (sector, 0, FVD_SECTOR);
   memcpy (sector + R_MAGIC, magic, sizeof magic);
-  nc_put_le16 (sector + R_TYPE, R_TYPE_ALLOCATED);
+  nc_put_le16 (sector + R_TYPE,
+               src->ranges ? R_TYPE_ALLOCATED : R_TYPE_PLACED);
   nc_put_le64 (sector + R_NUMBER, number);
   nc_put_le64 (sector + R_LIFE, f->h.life);
-  for (n = 0; n < R_MAX && *i < ranges->n; ++n) {
-    const struct fvd_range *r = &ranges->v[*i];
-    uint64_t count = nc_min64 (r->count - *done, UINT32_MAX);
-
-    nc_put_le64 (sector + R_RANGES + n * R_RANGE_SIZE, r->blk + *done);
-    nc_put_le32 (sector + R_RANGES + n * R_RANGE_SIZE + 8, count);
-    *done += count;
-    if (*done == r->count) {
-      ++*i;
-      *done = 0;
-    }
-  }
+  n = src->ranges ? fill_ranges (sector, src) : fill_places (sector, src);
   nc_put_le16 (sector + R_COUNT, n);
   fvd_sector_seal (&f->h.uuid, FVD_JOURNAL, number % f->journal.nsectors,
                    sector);
 }
 
-int
-fvd_journal_append (struct fvd *f, const struct fvd_ranges *ranges)
+/* Append NEED records. */
+static int
+append (struct fvd *f, uint64_t need, struct source *src)
 {
   uint8_t buf[16 * FVD_SECTOR];
-  uint64_t need = fvd_journal_need (ranges);
-  uint64_t done = 0;
-  size_t i = 0;
 
   while (need > 0) {
     const uint64_t index = f->journal.next % f->journal.nsectors;
@@ -168,8 +218,7 @@ fvd_journal_append (struct fvd *f, const struct fvd_ranges *ranges)
                                  f->journal.nsectors - index);
 
     for (uint64_t k = 0; k < n; ++k)
-      fill_record (f, buf + k * FVD_SECTOR, f->journal.next + k, ranges,
-                   &i, &done);
+      fill_record (f, buf + k * FVD_SECTOR, f->journal.next + k, src);
     if (f->dev->ops->pwrite_durable (f->dev, buf, n * FVD_SECTOR,
                                      f->h.journal.offset +
                                      index * FVD_SECTOR) == -1)
@@ -178,4 +227,16 @@ fvd_journal_append (struct fvd *f, const struct fvd_ranges *ranges)
     need -= n;
   }
   return 0;
+}
+
+int
+fvd_journal_append (struct fvd *f, const struct fvd_ranges *ranges,
+                    const struct fvd_places *places)
+{
+  struct source of_places = { .places = places };
+  struct source of_ranges = { .ranges = ranges };
+
+  if (append (f, nc_div_up (places->n, R_MAX), &of_places) == -1)
+    return -1;
+  return append (f, range_sectors (ranges), &of_ranges);
 }

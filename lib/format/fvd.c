@@ -126,6 +126,8 @@ fvd_begin (struct nc_layer *layer)
 
   if (adopt == -1)
     return -1;
+  if (fvd_is_compact (&f->h))
+    fvd_chunks_begin (f);
   if (!(f->h.flags & FVD_CLEAN) && fvd_journal_replay (f, NULL, NULL) == -1)
     return -1;
   if (fvd_flush_open (f) == -1)
@@ -141,9 +143,9 @@ fvd_begin (struct nc_layer *layer)
   f->flush.must_checkpoint = false;
   /* The other copy of the header may have been written a moment ago, by
    * somebody who was killed: one copy a round. */
-  if (fvd_sync (f) == -1)
+  if (fvd_sync (f) == -1 || begin_life (f) == -1)
     return -1;
-  return begin_life (f);
+  return fvd_is_compact (&f->h) ? fvd_chunks_truncate (f) : 0;
 }
 
 /* The data file, and whether it is the one of this image. */
@@ -193,6 +195,7 @@ fvd_open (struct nc_layer *layer, const struct nc_layer_options *opts)
   layer->priv = f;
   f->layer = layer;
   f->dev = layer->dev;
+  f->enlarge = opts->enlarge;
   f->bm = &f->keep.bitmap;
   pthread_mutex_init (&f->load_lock, NULL);
 
@@ -213,8 +216,15 @@ fvd_open (struct nc_layer *layer, const struct nc_layer_options *opts)
   f->journal.next = f->journal.tail = f->h.journal_tail;
   if (fill_in_layer (layer) == -1 || fvd_summary_read (f) == -1 ||
       nc_keep_open (&f->keep, opts->writable ? opts->memory_fd : -1,
-                    layer->path, &f->h.uuid, fvd_nblocks (&f->h)) == -1)
+                    layer->path, &f->h.uuid, fvd_nblocks (&f->h),
+                    fvd_chunks_memory (&f->h)) == -1)
     return -1;
+  if (fvd_is_compact (&f->h)) {
+    if (fvd_chunks_open (f, f->keep.extra) == -1)
+      return -1;
+    if (!opts->writable)
+      fvd_chunks_begin (f);
+  }
   if (opts->writable || (f->h.flags & FVD_CLEAN))
     return 0;
   return fvd_journal_replay (f, NULL, NULL);
@@ -228,6 +238,7 @@ fvd_close (struct nc_layer *layer)
   if (f == NULL)
     return;
   fvd_flush_close (f);
+  fvd_chunks_close (f);
   nc_keep_close (&f->keep);
   pthread_mutex_destroy (&f->load_lock);
   free (f->summary);
@@ -339,6 +350,8 @@ fvd_pread (struct nc_layer *layer, void *buf, size_t count, uint64_t offset)
 
   if (refuse_without_data (f) == -1)
     return -1;
+  if (fvd_is_compact (&f->h))
+    return fvd_chunks_pread (f, buf, count, offset);
   return f->data->ops->pread (f->data, buf, count,
                               f->h.data_offset + offset);
 }
@@ -351,6 +364,8 @@ fvd_extents (struct nc_layer *layer, struct nc_extents *extents,
 
   if (refuse_without_data (f) == -1)
     return -1;
+  if (fvd_is_compact (&f->h))
+    return fvd_chunks_extents (f, extents, end);
   return f->data->ops->extents (f->data, extents, end, f->h.data_offset);
 }
 
@@ -371,6 +386,8 @@ fvd_pwritev (struct nc_layer *layer, struct iovec *iov, int niov,
 
   if (refuse_if_failed (f) == -1)
     return -1;
+  if (fvd_is_compact (&f->h))
+    return fvd_chunks_pwritev (f, iov, niov, offset);
   return f->data->ops->pwritev (f->data, iov, niov,
                                 f->h.data_offset + offset);
 }
@@ -383,6 +400,8 @@ fvd_zero (struct nc_layer *layer, uint64_t offset, uint64_t count,
 
   if (refuse_if_failed (f) == -1)
     return -1;
+  if (fvd_is_compact (&f->h))
+    return fvd_chunks_zero (f, offset, count, flags);
   return f->data->ops->zero (f->data, f->h.data_offset + offset, count,
                              flags);
 }
@@ -444,6 +463,12 @@ fvd_info (struct nc_layer *layer, struct nc_image_info *info)
     records * FVD_SECTOR;
   memcpy (info->features, f->h.features, sizeof info->features);
   info->clean = f->h.flags & FVD_CLEAN;
+  if (fvd_is_compact (&f->h)) {
+    info->compact = true;
+    info->chunk_size = UINT32_C (1) << f->h.chunk_bits;
+    info->chunks = *f->chunks.used;
+    info->grow_unit = f->h.grow_unit;
+  }
   info->has_backing = layer->backing.present;
   info->backing_size = layer->backing.size;
   nc_uuid_format (&layer->backing.uuid, info->backing_uuid);
@@ -533,6 +558,11 @@ lay_out (struct fvd_header *h, const struct nc_fvd_create_options *opts)
 {
   if (opts->data_file)
     h->features[2] |= FVD_WITH_DATA_FILE;
+  if (opts->compact) {
+    h->features[2] |= FVD_COMPACT;
+    h->chunk_bits = FVD_CHUNK_BITS;
+    h->grow_unit = opts->grow_unit;
+  }
   h->size = opts->size;
   h->block_bits = opts->block_bits;
   h->journal.size = opts->journal_size;
@@ -549,7 +579,7 @@ nc_fvd_file_size (const struct nc_fvd_create_options *opts, uint64_t *size)
     return -1;
   lay_out (h, opts);
   *size = opts->data_file ? h->profile.offset + h->profile.size
-    : h->data_offset + h->size;
+    : h->data_offset + (opts->compact ? 0 : h->size);
   return *size <= NC_OFFSET_MAX ? 0 : -1;
 }
 
@@ -584,6 +614,10 @@ nc_fvd_create (struct nc_dev *dev, const struct nc_fvd_create_options *opts,
         set_string (h, dev->name, FVD_DATA_FILE_FORMAT, "raw") == -1)
       return -1;
   }
+  /* On a device there may be anything. */
+  if (opts->compact &&
+      dev->ops->zero (dev, h->table.offset, h->table.size, 0) == -1)
+    return -1;
   if (create_summary (dev, h) == -1 || create_journal (dev, h) == -1 ||
       fvd_header_create (dev, h) == -1)
     return -1;

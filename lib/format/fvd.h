@@ -136,6 +136,13 @@ extern bool fvd_sector_is_valid (const nc_uuid *uuid, enum fvd_kind kind,
 
 struct fvd_range { uint64_t blk, count; };
 
+/* Chunks that got a place. */
+struct fvd_place { uint64_t chunk; uint32_t entry; };
+struct fvd_places {
+  struct fvd_place *v;
+  size_t n, cap;
+};
+
 /* Growing list of ranges of blocks; neighbours are merged. */
 struct fvd_ranges {
   struct fvd_range *v;
@@ -202,6 +209,27 @@ struct fvd {
     uint8_t *buf;               /* pages on their way to the file */
   } checkpoint;
 
+  /* Compact images; see fvd-chunks.c. */
+  struct fvd_chunks {
+    uint64_t nsectors;          /* of the table */
+    /* In memory that outlives the process; NULL: not compact. */
+    _Atomic (uint64_t) *used;   /* places; the next one has this number */
+    _Atomic (uint8_t) *loaded;  /* a byte for each sector */
+    _Atomic (uint32_t) *entry;
+
+    pthread_mutex_t lock;       /* held while storage grows */
+    /* Guarded by lock: */
+    uint64_t room;              /* places that the file has room for */
+    bool zero_first;            /* new ones may hold anything */
+    struct fvd_places pending;  /* given since a flush last looked */
+    uint64_t *dirty;            /* sectors changed since they were written:
+                                   a bit for each */
+
+    struct fvd_places taken;    /* leader */
+    uint8_t *buf;               /* checkpoint */
+  } chunks;
+
+  const char *enlarge;          /* command that makes storage larger */
   _Atomic (bool) failed;        /* a sync failed: never written again */
 };
 
@@ -236,13 +264,16 @@ extern int fvd_journal_replay (struct fvd *f,
                                void (*fn) (void *opaque, uint64_t record),
                                void *opaque);
 
-/* How many sectors N ranges take, and how many are free. */
-extern uint64_t fvd_journal_need (const struct fvd_ranges *ranges);
+/* How many sectors these take, and how many are free. */
+extern uint64_t fvd_journal_need (const struct fvd_ranges *ranges,
+                                  const struct fvd_places *places);
 extern uint64_t fvd_journal_room (const struct fvd *f);
 
-/* Append records for RANGES, durable; there is room.  Leader. */
+/* Append records for PLACES, and when these are durable for RANGES, durable;
+ * there is room.  Leader. */
 extern int fvd_journal_append (struct fvd *f,
-                               const struct fvd_ranges *ranges);
+                               const struct fvd_ranges *ranges,
+                               const struct fvd_places *places);
 
 /* fvd-flush.c: how a block that was written becomes durable. */
 
@@ -294,10 +325,10 @@ extern void fvd_checkpoint_close (struct fvd *f);
 extern void fvd_checkpoint_wait (struct fvd *f);
 
 /* Leader: what the flushes so far made durable goes into the bitmap, and
- * the journal is free.  Flags in the header that the caller has changed are
- * written too.  If it fails without a failed sync, nothing is lost and it
+ * the journal is free.  clean: mark the image as closed in order.  If it
+ * fails without a failed sync, nothing is lost and it
  * can be tried again. */
-extern int fvd_checkpoint (struct fvd *f);
+extern int fvd_checkpoint (struct fvd *f, bool clean);
 
 /* Leader: begin one in a thread of its own, unless one is running, or the
  * last one there has failed. */
@@ -307,6 +338,53 @@ extern void fvd_checkpoint_start (struct fvd *f);
  * durable. */
 extern int fvd_header_sync (struct fvd *f);
 
+/* fvd-chunks.c: compact images. */
+
+/* Bytes of memory that the table needs; 0: the image is not compact. */
+extern size_t fvd_chunks_memory (const struct fvd_header *h);
+
+/* Set up with that MEMORY, for reading. */
+extern int fvd_chunks_open (struct fvd *f, void *memory);
+extern void fvd_chunks_close (struct fvd *f);
+
+/* The header counts; before the journal is read. */
+extern void fvd_chunks_begin (struct fvd *f);
+
+/* For writing, when it has been read. */
+extern int fvd_chunks_begin_writing (struct fvd *f);
+
+/* A new life has begun: what a crash has left behind the places in use
+ * goes. */
+extern int fvd_chunks_truncate (struct fvd *f);
+
+/* As fvd_flush_adopt: what is in memory may not be in the file. */
+extern void fvd_chunks_adopt (struct fvd *f);
+
+/* A record of the journal. */
+extern int fvd_chunks_replay (struct fvd *f, uint64_t chunk, uint32_t entry);
+
+/* As the functions of the format. */
+extern int fvd_chunks_pread (struct fvd *f, void *buf, size_t count,
+                             uint64_t offset);
+extern int fvd_chunks_pwritev (struct fvd *f, struct iovec *iov, int niov,
+                               uint64_t offset);
+extern int fvd_chunks_zero (struct fvd *f, uint64_t offset, uint64_t count,
+                            unsigned flags);
+extern int fvd_chunks_extents (struct fvd *f, struct nc_extents *extents,
+                               uint64_t end);
+
+/* Leader: the places that are pending go to f->chunks.taken; after the
+ * blocks were taken, so that it has the places of all of these. */
+extern void fvd_chunks_take (struct fvd *f);
+
+/* Checkpoint: the table in the file says what the one in memory says; after
+ * pages were copied and before they are written. */
+extern int fvd_table_write (struct fvd *f);
+
+/* Entries of sector number I of the table in the file. */
+extern int fvd_table_read (struct fvd *f, uint64_t i,
+                           uint32_t entries[FVD_TABLE_ENTRIES]);
+
 /* fvd.c: for image.c */
 
 struct nc_fvd_create_options {
@@ -315,6 +393,8 @@ struct nc_fvd_create_options {
   uint64_t journal_size;
   const struct nc_backing *backing;
   bool takes_over;              /* from the backing, once that is retired */
+  bool compact;
+  uint64_t grow_unit;           /* compact */
   const char *data_file;        /* as to be stored; NULL: none */
   bool marked;                  /* it can carry a mark, and will */
 };

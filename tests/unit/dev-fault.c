@@ -159,6 +159,21 @@ mem_extents (struct nc_dev *dev __attribute__ ((__unused__)),
   return nc_extents_append (extents, end - nc_extents_next (extents), 0);
 }
 
+static int
+mem_measure (struct nc_dev *dev, uint64_t *size)
+{
+  *size = mem_disk_of (dev)->size;
+  return 0;
+}
+
+static int
+mem_truncate (struct nc_dev *dev __attribute__ ((__unused__)),
+              uint64_t size __attribute__ ((__unused__)))
+{
+  errno = ENOTSUP;
+  return -1;
+}
+
 static const struct nc_dev_ops mem_ops = {
   .close = mem_close,
   .pread = mem_pread,
@@ -166,6 +181,8 @@ static const struct nc_dev_ops mem_ops = {
   .pwritev = mem_pwritev,
   .pwrite_durable = mem_pwrite,
   .sync = mem_sync,
+  .measure = mem_measure,
+  .truncate = mem_truncate,
   .zero = mem_zero,
   .extents = mem_extents,
 };
@@ -541,6 +558,22 @@ fault_wait (struct nc_dev *dev, const struct timespec *deadline)
   return -1;
 }
 
+static int
+fault_measure (struct nc_dev *dev, uint64_t *size)
+{
+  struct nc_dev *inner = fault_dev_of (dev)->inner;
+
+  return inner->ops->measure (inner, size);
+}
+
+static int
+fault_truncate (struct nc_dev *dev, uint64_t size)
+{
+  struct nc_dev *inner = fault_dev_of (dev)->inner;
+
+  return inner->ops->truncate (inner, size);
+}
+
 static const struct nc_dev_ops fault_ops = {
   .close = fault_close,
   .pread = fault_pread,
@@ -548,6 +581,8 @@ static const struct nc_dev_ops fault_ops = {
   .pwritev = fault_pwritev,
   .pwrite_durable = fault_pwrite_durable,
   .sync = fault_sync,
+  .measure = fault_measure,
+  .truncate = fault_truncate,
   .zero = fault_zero,
   .extents = fault_extents,
 };

@@ -118,7 +118,69 @@ read_strings (struct fvd_reader *r)
   if (!is_zero (p, end - p))
     FAIL (r, "bytes behind the strings");
   if (r->string[4][0] || r->string[5][0])
-    FAIL (r, "reserved strings");
+    FAIL (r, "a data file is for others to read");
+  return 0;
+}
+
+/* What compact images have in the header. */
+static int
+read_compact (struct fvd_reader *r)
+{
+  const uint8_t *h = r->header;
+  uint64_t grow_unit = LE64 (h + FVD_AT_GROW_UNIT);
+
+  if (LE32 (h + FVD_AT_CHUNK_BITS) != 20)
+    FAIL (r, "chunk size");
+  r->chunk = 1 << 20;
+  r->nchunks = (r->size + r->chunk - 1) / r->chunk;
+  if (grow_unit == 0 || grow_unit % r->chunk)
+    FAIL (r, "grow unit");
+  if (LE64 (h + FVD_AT_TABLE) % 4096 ||
+      LE64 (h + FVD_AT_TABLE + 8) < (r->nchunks + 125) / 126 * 512 ||
+      LE64 (h + FVD_AT_TABLE) + LE64 (h + FVD_AT_TABLE + 8) > r->data_offset)
+    FAIL (r, "table area");
+  return 0;
+}
+
+/* Section 2.5. */
+static int
+put_place (struct fvd_reader *r, uint64_t chunk, uint32_t place)
+{
+  if (chunk >= r->nchunks || place == 0 ||
+      (r->place[chunk] && r->place[chunk] != place) ||
+      place * r->chunk > r->file_size - r->data_offset)
+    FAIL (r, "chunk %" PRIu64 " at place %u", chunk, place);
+  r->place[chunk] = place;
+  return 0;
+}
+
+static int
+read_table (struct fvd_reader *r)
+{
+  const uint8_t *table = r->file + LE64 (r->header + FVD_AT_TABLE);
+
+  for (uint64_t c = 0; c < r->nchunks; ++c) {
+    const uint8_t *s = table + c / 126 * 512;
+    uint32_t place = LE32 (s + c % 126 * 4);
+
+    if (c % 126 == 0 && !is_zero (s, 512) &&
+        LE64 (s + 504) != checksum (r->header + FVD_AT_UUID, 4, c / 126, s))
+      FAIL (r, "table sector %" PRIu64, c / 126);
+    if (place > LE64 (r->header + FVD_AT_CHUNKS))
+      FAIL (r, "chunk %" PRIu64 " at place %u", c, place);
+    if (place && put_place (r, c, place) == -1)
+      return -1;
+  }
+  return 0;
+}
+
+static int
+check_places (struct fvd_reader *r)
+{
+  for (uint64_t a = 0; a < r->nchunks; ++a)
+    for (uint64_t b = 0; r->place[a] && b < a; ++b)
+      if (r->place[a] == r->place[b])
+        FAIL (r, "chunks %" PRIu64 " and %" PRIu64 " share a place", a, b);
   return 0;
 }
 
@@ -138,7 +200,7 @@ read_header (struct fvd_reader *r)
     FAIL (r, "version");
   if (is_zero (h + FVD_AT_UUID, 16))
     FAIL (r, "no UUID");
-  if (LE64 (h + FVD_AT_INCOMPAT) != 0)
+  if (LE64 (h + FVD_AT_INCOMPAT) > 1)
     FAIL (r, "features");
   r->seq = LE64 (h + FVD_AT_SEQ);
   r->size = LE64 (h + FVD_AT_SIZE);
@@ -151,8 +213,8 @@ read_header (struct fvd_reader *r)
     FAIL (r, "size or block size");
   if (r->flags & ~15u)
     FAIL (r, "flags");
-  if (!is_zero (h + FVD_AT_CHUNKS, 16) || !is_zero (h + FVD_AT_RESERVED, 32) ||
-      !is_zero (h + FVD_AT_RESERVED + 96, 704))
+  if (!is_zero (h + 228, 4) || !is_zero (h + 248, 8) ||
+      !is_zero (h + 304, 720))
     FAIL (r, "reserved bytes");
   if (read_strings (r) == -1)
     return -1;
@@ -176,9 +238,22 @@ read_header (struct fvd_reader *r)
       FAIL (r, "area %u: %" PRIu64 " bytes at %" PRIu64, i, size, offset);
   }
   if (r->data_offset % 4096 || r->data_offset % r->block ||
-      r->data_offset > r->file_size ||
-      r->size > r->file_size - r->data_offset)
+      r->data_offset > r->file_size)
     FAIL (r, "data area");
+  if (LE64 (h + FVD_AT_INCOMPAT) & 1)
+    return read_compact (r);
+  if (!is_zero (h + FVD_AT_TABLE, 16) || !is_zero (h + FVD_AT_CHUNK_BITS, 24))
+    FAIL (r, "not compact, but chunks");
+  if (r->size > r->file_size - r->data_offset)
+    FAIL (r, "data area");
+  return 0;
+}
+
+static int
+read_areas (struct fvd_reader *r)
+{
+  const uint8_t *h = r->header;
+
   r->journal = LE64 (h + FVD_AT_JOURNAL);
   r->journal_sectors = LE64 (h + FVD_AT_JOURNAL + 8) / 512;
   return 0;
@@ -230,13 +305,18 @@ read_journal (struct fvd_reader *r)
         LE64 (s + 504) != checksum (r->header + FVD_AT_UUID, 3, i, s))
       continue;
     r->records++;
-    if (LE16 (s + 4) != 1 || n < 1 || n > 40 ||
-        !is_zero (s + 24 + 12 * n, 480 - 12 * n))
+    if ((LE16 (s + 4) != 1 && (LE16 (s + 4) != 2 || r->chunk == 0)) ||
+        n < 1 || n > 40 || !is_zero (s + 24 + 12 * n, 480 - 12 * n))
       FAIL (r, "record %" PRIu64, number);
     for (unsigned j = 0; j < n; ++j) {
       uint64_t blk = LE64 (s + 24 + 12 * j);
       uint64_t count = LE32 (s + 24 + 12 * j + 8);
 
+      if (LE16 (s + 4) == 2) {
+        if (put_place (r, blk, count) == -1)
+          return -1;
+        continue;
+      }
       if (blk > r->nblocks || count > r->nblocks - blk)
         FAIL (r, "record %" PRIu64 ": range outside the disk", number);
       memset (r->allocated + blk, 1, count);
@@ -254,14 +334,16 @@ fvd_reader_open (struct fvd_reader *r, const uint8_t *file,
   memset (r, 0, sizeof *r);
   r->file = file;
   r->file_size = file_size;
-  if (read_header (r) == -1)
+  if (read_header (r) == -1 || read_areas (r) == -1)
     return -1;
   r->allocated = calloc (1, r->nblocks + 1);
-  if (r->allocated == NULL)
+  r->place = calloc (r->nchunks + 1, sizeof *r->place);
+  if (r->allocated == NULL || r->place == NULL)
     FAIL (r, "no memory");
-  if (read_bitmap (r) == -1)
+  if (read_bitmap (r) == -1 || read_table (r) == -1 ||
+      read_journal (r) == -1)
     return -1;
-  return read_journal (r);
+  return check_places (r);
 }
 
 void
@@ -269,6 +351,21 @@ fvd_reader_close (struct fvd_reader *r)
 {
   free (r->allocated);
   r->allocated = NULL;
+  free (r->place);
+  r->place = NULL;
+}
+
+/* Where in the file byte OFFSET of the disk is, in an allocated block; NULL:
+ * nowhere, it is zero. */
+static const uint8_t *
+data_at (const struct fvd_reader *r, uint64_t offset)
+{
+  if (r->chunk == 0)
+    return r->file + r->data_offset + offset;
+  if (r->place[offset / r->chunk] == 0)
+    return NULL;
+  return r->file + r->data_offset +
+    (r->place[offset / r->chunk] - 1) * r->chunk + offset % r->chunk;
 }
 
 /* Section 3. */
@@ -288,8 +385,10 @@ fvd_reader_pread (const struct fvd_reader *r, uint8_t *buf, size_t count,
       n = count;
     if (n > r->size - offset)
       n = r->size - offset;
-    if (r->allocated[offset / r->block])
-      memcpy (buf, r->file + r->data_offset + offset, n);
+    if (r->allocated[offset / r->block]) {
+      if (data_at (r, offset))
+        memcpy (buf, data_at (r, offset), n);
+    }
     else if ((r->flags & 2) && offset < shown)
       memcpy (buf, backing + offset, n < shown - offset ? n : shown - offset);
     buf += n;

@@ -18,9 +18,10 @@ enum {
   FVD_AT_INCOMPAT = 56, FVD_AT_SIZE = 64, FVD_AT_BLOCK_BITS = 72,
   FVD_AT_FLAGS = 76, FVD_AT_LIFE = 80, FVD_AT_SUMMARY = 88,
   FVD_AT_BITMAP = 104, FVD_AT_JOURNAL = 120, FVD_AT_TAIL = 136,
-  FVD_AT_DATA = 144, FVD_AT_CHUNKS = 152, FVD_AT_PROFILE = 168,
+  FVD_AT_DATA = 144, FVD_AT_TABLE = 152, FVD_AT_PROFILE = 168,
   FVD_AT_BACKING_SIZE = 184, FVD_AT_BACKING_UUID = 192,
-  FVD_AT_SUCCESSOR_UUID = 208, FVD_AT_RESERVED = 224,
+  FVD_AT_SUCCESSOR_UUID = 208, FVD_AT_CHUNK_BITS = 224,
+  FVD_AT_GROW_UNIT = 232, FVD_AT_CHUNKS = 240,
   FVD_AT_STRINGS = 1024, FVD_AT_CHECKSUM = 4088,
 };
 
@@ -37,6 +38,8 @@ struct fvd_reader {
   char string[6][1025];
 
   uint8_t *allocated;           /* a byte a block */
+  uint64_t chunk, nchunks;      /* compact; else 0 */
+  uint32_t *place;              /* of each chunk, + 1 */
   uint64_t records;             /* that count */
   char why[200];                /* what is wrong, after -1 */
 };
