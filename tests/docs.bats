@@ -4,15 +4,28 @@
 #
 # The documents say what the programs do: options and parameters are the same
 # in --help and in the man page, and examples marked as runnable run.
-# shellcheck disable=SC2154             # run-tests sets these
+# shellcheck disable=SC2154             # common.bash and examples.bash set these
 
-bats_require_minimum_version 1.5.0
+load common
+load examples
+
+# common_setup, common_teardown: those of common.bash.
+eval "$(declare -f setup | sed '1s/^setup/common_setup/')"
+eval "$(declare -f teardown | sed '1s/^teardown/common_teardown/')"
 
 setup ()
 {
-  cd "$BATS_TEST_TMPDIR" || return 1
+  common_setup
   cli_pod=$top_srcdir/tools/nbdchain.pod
   plugin_pod=$top_srcdir/plugin/nbdkit-chain-plugin.pod
+}
+
+teardown ()
+{
+  local status=$?
+  [ -z "${stage-}" ] || clear_stage
+  common_teardown
+  return "$status"
 }
 
 # The plugin under nbdkit, as "nbdkit chain" when it is installed.
@@ -42,62 +55,76 @@ pod_options ()
     grep -oE -- 'B<-{1,2}[A-Za-z][A-Za-z-]*' | sed 's/^B<//' | sort -u
 }
 
-# path_with_programs: make a folder for PATH in which nbdchain is that of the
-# build, and nbdkit finds the plugin of the build as "chain"; print it.
-path_with_programs ()
+# documents: print the names of all that may have examples.
+documents ()
 {
-  mkdir -p bin
-  ln -sf "$NBDCHAIN" bin/nbdchain
-  cat >bin/nbdkit <<'END'
-#!/usr/bin/env bash
-args=()
-for arg; do
-  if [ "$arg" = chain ]; then
-    arg=$NBDCHAIN_PLUGIN
-    export LD_LIBRARY_PATH=$top_builddir/lib/.libs LD_PRELOAD=$NBDCHAIN_PRELOAD
-  fi
-  args+=("$arg")
-done
-exec "$NBDKIT" "${args[@]}"
-END
-  chmod +x bin/nbdkit
-  echo "$PWD/bin"
+  printf '%s\n' "$top_srcdir"/README.md "$cli_pod" "$plugin_pod"
+  find "$top_srcdir/docs" -name '*.md'
 }
 
-# run_examples: run each script of standard input, they are separated by lines
-# of "%%", in a folder of its own; fail if there is none.
-run_examples ()
+# has_command TEXT: is the first word of one of its lines a program?
+has_command ()
 {
-  local line script='' n=0 path
-  path=$(path_with_programs)
-  while IFS= read -r line || [ -n "$line" ]; do
-    if [ "$line" = %% ]; then
+  local first rest
+  while read -r first rest; do
+    [[ $first != [a-z]* ]] || ! type -P "$first" >/dev/null || return 0
+  done <<<"$1"
+  return 1
+}
+
+# make_world: the stage, and on it the server that examples speak of, with NBD
+# and with files.
+make_world ()
+{
+  make_stage
+  mkdir www
+  truncate -s 64M base.raw www/disk.img
+  start base "$NBDKIT" -f -r -t 1 -i 127.0.0.1 -p "$port" file base.raw
+  start web busybox httpd -f -p "127.0.0.1:$web_port" -h www
+  wait_for 20 listens "$port"
+  wait_for 20 listens "$web_port"
+}
+
+listens ()
+{
+  [ -n "$(ss -Hltn "sport = :$1")" ]
+}
+
+# play_block MARK TEXT: in the directory of its own that $n counts.
+play_block ()
+{
+  case $1 in
+    runnable)
       n=$((n + 1))
       mkdir "$n"
-      (cd "$n" && PATH=$path:$PATH bash -euxc "$script" </dev/null 3>&-)
-      script=''
-    else
-      script+=$line$'\n'
-    fi
-  done
+      (cd "$n" && play <<<"$2") ;;
+    "goes on")
+      (cd "$n" && play <<<"$2") ;;
+    "qemu options")
+      n=$((n + 1))
+      "$NBDKIT" -U run/vm.sock -P options.pid memory 1M 3>&-
+      wait_for 20 test -s options.pid
+      cat options.pid >>servers
+      play <<<"qemu-system-x86_64 ${2//$'\n'/ }" ;;
+    *)
+      return 0 ;;
+  esac
+  clear_stage
+}
+
+# run_examples FILE: run those that are marked so; fail if there is none.
+run_examples ()
+{
+  local line mark='' text='' n=0
+  make_world
+  while IFS= read -r line; do
+    case $line in
+      "%% "*) mark=${line#%% } text='' ;;
+      %%) play_block "$mark" "$text" ;;
+      *) text+=${text:+$'\n'}$line ;;
+    esac
+  done < <(blocks "$1")
   [ "$n" -gt 0 ]
-}
-
-# Print the examples in a pod that follow "=for example runnable".
-pod_examples ()
-{
-  awk '/^=for example runnable/ { on = 1; next }
-       on && /^ / { print substr($0, 2); inside = 1; next }
-       on && inside { print "%%"; on = inside = 0 }' "$1"
-}
-
-# Print the examples in a Markdown file that follow "<!-- runnable -->".
-markdown_examples ()
-{
-  awk '/^<!-- runnable -->/ { marked = 1; next }
-       marked && /^```/ && !on { on = 1; next }
-       on && /^```/ { print "%%"; on = marked = 0; next }
-       on' "$1"
 }
 
 @test "help and man page of nbdchain name the same options" {
@@ -167,14 +194,57 @@ markdown_examples ()
   [ -x "$top_srcdir/scripts/test" ]
 }
 
+@test "every example is run, or the document says why not" {
+  local file line mark text found=0 bad=0
+  for file in $(documents); do
+    while IFS= read -r line; do
+      case $line in
+        "%% "*) mark=${line#%% } text='' ;;
+        %%)
+          has_command "$text" || continue
+          found=$((found + 1))
+          case $mark in
+            usage | drawing | runnable* | "goes on" | "qemu options" | \
+              "not run: "*) ;;
+            *)
+              bad=$((bad + 1))
+              printf '%s: not marked (see tests/examples.bash):\n%s\n' \
+                "$file" "$text" ;;
+          esac ;;
+        *) text+=$line$'\n' ;;
+      esac
+    done < <(blocks "$file")
+  done
+  [ "$found" -gt 10 ]
+  [ "$bad" -eq 0 ]
+}
+
+@test "an example with a name is run by a test of its own" {
+  local file name
+  for file in $(documents); do
+    blocks "$file" | sed -n 's/^%% runnable: //p' | while IFS= read -r name; do
+      grep -qE "(recipe|example) .*\\b$name\\b" "$top_srcdir"/tests/*.bats
+    done
+  done
+}
+
+@test "the man page shows the usage that help shows" {
+  local command usage
+  for command in $("$NBDCHAIN" --help |
+                   sed -n '/^Commands:/,/^$/s/^  \([a-z]*\) .*/\1/p'); do
+    usage=$(section "$cli_pod" "nbdchain $command" | sed -n '3s/^ //p')
+    "$NBDCHAIN" "$command" --help | grep -F "$usage"
+  done
+}
+
 @test "the examples in README.md run" {
-  markdown_examples "$top_srcdir/README.md" | run_examples
+  run_examples "$top_srcdir/README.md"
 }
 
 @test "the examples in nbdchain(1) run" {
-  pod_examples "$cli_pod" | run_examples
+  run_examples "$cli_pod"
 }
 
 @test "the examples in nbdkit-chain-plugin(1) run" {
-  pod_examples "$plugin_pod" | run_examples
+  run_examples "$plugin_pod"
 }
