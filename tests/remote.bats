@@ -1136,6 +1136,10 @@ END
       [[ $output == nbdchain:* ]]
       [ ! -e a.fvd ]
     fi
+    case $n in
+      9223372036854775808 | 18446744073709551615)
+        [[ $output == *"larger than 9223372036854775807 bytes"* ]] ;;
+    esac
     kill "$base_pid"
     wait "$base_pid" || :
   done

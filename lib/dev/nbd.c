@@ -454,8 +454,12 @@ learn_export (struct conn *conn, struct export *export)
   int64_t minimum = nbd_get_block_size (h, LIBNBD_SIZE_MINIMUM);
   int64_t maximum = nbd_get_block_size (h, LIBNBD_SIZE_MAXIMUM);
 
-  if (size < 0) {                      /* also when above INT64_MAX */
+  if (size < 0) {
     keep_reason (conn);
+    if (nbd_get_error () == NULL)      /* what was sent does not fit */
+      snprintf (conn->reason, sizeof conn->reason,
+                "its export is larger than %" PRIi64 " bytes, the most that a"
+                " disk can have", INT64_MAX);
     return -1;
   }
   export->size = size;
