@@ -229,6 +229,10 @@ END
   [ "$(json 'D["size"], D["backing"]["reference"]')" = "(3145728, None)" ]
   run -0 "$NBDCHAIN" info a.fvd
   [[ $output == *"given by the operator (--base)"* ]]
+  run -0 "$NBDCHAIN" create --json -b "$command" -F raw b.fvd
+  [ "$(json 'D["backing"], D["backing_format"]')" = "(None, 'raw')" ]
+  run -0 "$NBDCHAIN" create --json c.fvd 1M
+  [ "$(json 'D["backing"], D["backing_format"]')" = "(None, None)" ]
   run -1 "$NBDCHAIN" map a.fvd
   [[ $output == *--base* ]]
 }

@@ -85,6 +85,8 @@ check_options (const struct nc_image_create_options *opts)
 static int
 print_created_json (const struct nc_image_info *info)
 {
+  const bool named = info->backing != NULL && *info->backing;
+
   return print_json (json_pack ("{s:o, s:I, s:I, s:I, s:s, s:o, s:o}",
                                 "path", json_text (info->path),
                                 "size", (json_int_t) info->size,
@@ -92,9 +94,11 @@ print_created_json (const struct nc_image_info *info)
                                 "journal_size",
                                 (json_int_t) info->journal_size,
                                 "uuid", info->uuid,
-                                "backing", json_text (info->backing),
+                                "backing",
+                                json_text (named ? info->backing : NULL),
                                 "backing_format",
-                                json_text (info->backing_format)));
+                                json_text (info->has_backing ?
+                                           info->backing_format : NULL)));
 }
 
 static void
