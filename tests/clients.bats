@@ -169,12 +169,13 @@ END
 @test "nbdcopy from a layer of one chain to the disk of another" {
   three_layers
   serve_plain top.fvd
-  local from pid_from=$pid
+  local from pid_from=$pid nbdkit
   from=$(layer mid.fvd)
   mkdir other
   make_base other/base.raw "$size"
   make_overlay other/top.fvd other/base.raw
-  serve_by other "$NBDKIT" -f -- "$NBDCHAIN_PLUGIN" other/top.fvd
+  nbdkit_with_chain valgrind
+  serve_by other "${nbdkit[@]}" -f -- "$NBDCHAIN_PLUGIN" other/top.fvd
   nbdcopy --connections 4 "$from" "$uri"
   assert_same mid.img
   stop "$pid"
