@@ -157,7 +157,7 @@ nbdkit_with_chain ()
     nbdkit+=(env "LD_PRELOAD=$NBDCHAIN_PRELOAD")
   fi
   if [ -n "${NBDCHAIN_VALGRIND-}" ] && [ "${1-}" = valgrind ]; then
-    nbdkit+=("$VALGRIND" -q --leak-check=no
+    nbdkit+=("$VALGRIND" -q --leak-check=no --max-threads=5000
              --suppressions="$top_srcdir/tests/valgrind.supp"
              ${NBDCHAIN_REPORTS:+--log-file="$NBDCHAIN_REPORTS/valgrind.%p"})
   fi
