@@ -10,6 +10,7 @@
 
 #include <getopt.h>
 #include <inttypes.h>
+#include <unistd.h>
 
 #include "chain.h"
 #include "image.h"
@@ -221,7 +222,7 @@ map_chain (struct nc_chain *chain, const char *image, enum style style)
   }
 
   pic = picture_new (nc_chain_size (chain), nc_chain_n_layers (chain),
-                     terminal_width ());
+                     terminal_width (STDOUT_FILENO));
   if (pic == NULL)
     return EXIT_FAILED;
   if (scan (chain, add_to_picture, pic) == -1)

@@ -15,6 +15,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "progress.h"
 #include "report.h"
 #include "scope.h"
 
@@ -144,6 +145,7 @@ to_stderr (enum nc_report_level level, const char *fmt, va_list args)
     return;
   }
   flockfile (stderr);
+  progress_hide ();
   fputs ("nbdchain: ", stderr);
   print_text (stderr, text);
   putc ('\n', stderr);

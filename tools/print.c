@@ -128,7 +128,7 @@ print_label (int indent, const char *label)
 }
 
 int
-terminal_width (void)
+terminal_width (int fd)
 {
   const char *columns = getenv ("COLUMNS");
   struct winsize ws;
@@ -136,7 +136,7 @@ terminal_width (void)
 
   if (columns != NULL && (width = atoi (columns)) > 0)
     return width;
-  if (ioctl (STDOUT_FILENO, TIOCGWINSZ, &ws) == 0 && ws.ws_col > 0)
+  if (ioctl (fd, TIOCGWINSZ, &ws) == 0 && ws.ws_col > 0)
     return ws.ws_col;
   return 80;
 }

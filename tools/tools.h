@@ -103,9 +103,9 @@ extern void print_padded (const char *text, int width)
 extern void print_label (int indent, const char *label)
   __attribute__ ((__nonnull__ (2)));
 
-/* Columns of the terminal: COLUMNS, else what the terminal says, else
- * 80. */
-extern int terminal_width (void);
+/* Columns of the terminal that FD may be: COLUMNS, else what the terminal
+ * says, else 80. */
+extern int terminal_width (int fd);
 
 /* Whether standard output shows colours: it is a terminal, and neither
  * NO_COLOR nor TERM=dumb is set. */
