@@ -393,6 +393,19 @@ open_top_fd (const struct nc_chain_options *opts, bool follow, char **path)
   return -1;
 }
 
+/* A remote as the top: a raw disk, since only a file can be an image. */
+static struct nc_dev *
+open_top_remote (const struct nc_chain_options *opts)
+{
+  if (opts->format && strcmp (opts->format, "raw") != 0) {
+    nc_error ("%s: is served over NBD, so its format can only be raw, not "
+              "'%s'", opts->image, opts->format);
+    errno = EINVAL;
+    return NULL;
+  }
+  return nc_dev_open_nbd (opts->image, opts->retry);
+}
+
 static int
 open_top (struct build *b)
 {
@@ -405,12 +418,20 @@ open_top (struct build *b)
   const struct nc_format *format =
     nc_format_need (opts->format ? opts->format : "fvd", opts->image);
   NC_FREE char *path = strdup (opts->image);
+  enum nc_ref_kind kind = NC_REF_FILE;
   struct nc_layer *layer;
   struct nc_dev *dev;
   int fd;
 
-  if (format == NULL || path == NULL)
+  if (format == NULL || path == NULL ||
+      (opts->is_ref && nc_ref_kind (opts->image, &kind) == -1))
     return -1;
+  if (kind != NC_REF_FILE) {
+    dev = open_top_remote (opts);
+    layer = dev ? nc_layer_open (&nc_format_raw, dev, path, &layer_opts)
+      : NULL;
+    return layer ? push (b, layer) : -1;
+  }
   fd = open_top_fd (opts, opts->follow && format == &nc_format_fvd, &path);
   if (fd == -1)
     return -1;
@@ -594,6 +615,27 @@ nc_chain_layer_info (struct nc_chain *chain, size_t i,
   const struct nc_view *view = chain->views.current;
 
   return nc_layer_info (view->layers[i], info);
+}
+
+bool
+nc_chain_is_same_layer (struct nc_chain *a, size_t i, struct nc_chain *b,
+                        size_t k)
+{
+  const struct nc_view *view_a = a->views.current;
+  const struct nc_view *view_b = b->views.current;
+  const struct nc_layer *x = view_a->layers[i], *y = view_b->layers[k];
+  enum nc_ref_kind kind;
+  dev_t dev, dev2;
+  ino_t ino, ino2;
+
+  if (x->format != y->format)
+    return false;
+  if (nc_dev_file_id (x->dev, &dev, &ino) == 0)
+    return nc_dev_file_id (y->dev, &dev2, &ino2) == 0 && dev == dev2 &&
+      ino == ino2;
+  /* Of two commands nobody knows whether they serve the same. */
+  return x->dev->remote && y->dev->remote && strcmp (x->path, y->path) == 0 &&
+    nc_ref_kind (x->path, &kind) == 0 && kind == NC_REF_URI;
 }
 
 void

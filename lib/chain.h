@@ -25,6 +25,10 @@ struct nc_image_info;
 struct nc_chain_options {
   const char *image;            /* path of the top image */
   const char *format;           /* its format; NULL = "fvd" */
+  bool is_ref;                  /* IMAGE is a reference that the operator
+                                   gives: a path as well as an NBD URI or a
+                                   command, behind which is a raw disk.  With
+                                   read_only, and not with offline. */
   const char *base;             /* reference that the operator gives in
                                    place of the one in the lowest image;
                                    NULL: none.  Needed where that image says
@@ -96,6 +100,12 @@ extern int nc_chain_owner (struct nc_chain *chain, uint64_t offset,
                            uint64_t count, int *layer, uint64_t *run)
   __attribute__ ((__nonnull__ (1, 4, 5)));
 
+/* Whether layer I of A and layer K of B have the same bytes because they are
+ * one thing: the same file in the same format, or the same NBD URI. */
+extern bool nc_chain_is_same_layer (struct nc_chain *a, size_t i,
+                                    struct nc_chain *b, size_t k)
+  __attribute__ ((__nonnull__ (1, 3)));
+
 /* Counters since nc_chain_open; see nc_chain_stats. */
 struct nc_chain_stats {
   uint64_t waits;               /* requests that waited for a remote */
@@ -155,8 +165,8 @@ extern int nc_export_populate (struct nc_export *export, uint64_t offset,
                                uint64_t count)
   __attribute__ ((__nonnull__ (1)));
 
-/* Fill EXTENTS (initialized to the range asked for) completely, or with its
- * first extent if ONE. */
+/* Fill EXTENTS (initialized to the range asked for) completely or up to its
+ * limit, or with its first extent if ONE. */
 extern int nc_export_extents (struct nc_export *export,
                               struct nc_extents *extents, bool one)
   __attribute__ ((__nonnull__ (1, 2)));

@@ -42,7 +42,8 @@ nc_extents_next (const struct nc_extents *extents)
 bool
 nc_extents_full (const struct nc_extents *extents)
 {
-  return nc_extents_next (extents) >= extents->end;
+  return nc_extents_next (extents) >= extents->end ||
+    (extents->limit && extents->n >= extents->limit);
 }
 
 int

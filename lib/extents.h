@@ -24,6 +24,9 @@ struct nc_extents {
   struct nc_extent *v;
   size_t n, cap;
   uint64_t offset, end;         /* the range asked for */
+  size_t limit;                 /* no more extents are wanted than about as
+                                   many, though they do not cover the range;
+                                   0: as many as there are */
 };
 
 /* EXTENTS is to cover [offset, offset+count). */
@@ -37,7 +40,7 @@ extern void nc_extents_free (struct nc_extents *extents)
 extern uint64_t nc_extents_next (const struct nc_extents *extents)
   __attribute__ ((__nonnull__ (1)));
 
-/* Whether the range asked for is covered. */
+/* Whether the range asked for is covered, or the limit reached. */
 extern bool nc_extents_full (const struct nc_extents *extents)
   __attribute__ ((__nonnull__ (1)));
 

@@ -305,7 +305,7 @@ file_extents (struct nc_dev *dev, struct nc_extents *extents, uint64_t end,
   const int fd = file_of (dev)->fd;
   const unsigned hole = NC_EXTENT_HOLE | NC_EXTENT_ZERO;
 
-  while (nc_extents_next (extents) < end) {
+  while (nc_extents_next (extents) < end && !nc_extents_full (extents)) {
     uint64_t at = nc_extents_next (extents);
     off_t data = lseek (fd, at + shift, SEEK_DATA);
     off_t next;

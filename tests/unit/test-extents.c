@@ -102,12 +102,29 @@ test_random (uint64_t seed)
   ok (good, "300 random lists say the same as a flat array");
 }
 
+static void
+test_limit (void)
+{
+  struct nc_extents e;
+  bool good = true;
+
+  nc_extents_init (&e, 0, 1000);
+  e.limit = 3;
+  for (unsigned i = 0; i < 3 && good; ++i)
+    good = !nc_extents_full (&e) &&
+      nc_extents_append (&e, 10, i % 2 ? NC_EXTENT_ZERO : 0) == 0;
+  ok (good && nc_extents_full (&e) && nc_extents_next (&e) == 30,
+      "a list is full when it has as many extents as are wanted");
+  nc_extents_free (&e);
+}
+
 int
 main (void)
 {
   uint64_t seed = tap_start (60);
 
   test_basics ();
+  test_limit ();
   test_random (seed);
   return tap_done ();
 }
