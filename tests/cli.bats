@@ -93,7 +93,7 @@ print(eval(sys.argv[2]))' "$output" "$1"
 @test "an unknown command is answered with the nearest one and with all" {
   run -2 "$NBDCHAIN" snapshto
   [[ $output == *"no command 'snapshto'; did you mean 'snapshot'?"* ]]
-  [[ $output == *"create, info, map, check, snapshot, serve"* ]]
+  [[ $output == *"create, info, map, check, compare, snapshot, serve"* ]]
   run -2 "$NBDCHAIN" snap
   [[ $output == *"did you mean 'snapshot'?"* ]]
   run -2 "$NBDCHAIN" frobnicate

@@ -7,11 +7,9 @@
 
 #include "tools.h"
 
-#include <fcntl.h>
 #include <getopt.h>
 #include <inttypes.h>
 #include <string.h>
-#include <unistd.h>
 
 #include "checked.h"
 #include "image.h"
@@ -127,27 +125,18 @@ print_created (const struct nc_image_info *info,
   }
 }
 
-/* A command that serves the backing inherits standard output, which is to
- * have nothing but ours: what the command prints goes to standard error. */
+/* Without what a command that serves the backing prints. */
 static int
 create_quietly (const struct nc_image_create_options *opts)
 {
-  const int saved = fcntl (STDOUT_FILENO, F_DUPFD_CLOEXEC, 0);
+  const int saved = divert_stdout ();
   int r;
 
-  if (saved == -1 || dup2 (STDERR_FILENO, STDOUT_FILENO) == -1) {
-    nc_error ("standard output: %m");
+  if (saved == -1)
     return -1;
-  }
   r = nc_image_create (opts);
-  if (dup2 (saved, STDOUT_FILENO) == -1) {
-    nc_error ("standard output: %m");
-    r = -1;
-  }
-  close (saved);
-  return r;
+  return restore_stdout (saved) == -1 ? -1 : r;
 }
-
 
 static int
 create (const struct nc_image_create_options *opts, bool json)

@@ -30,6 +30,7 @@ static const struct command commands[] = {
   { "info", info_main, "describe an image, or the chain below it" },
   { "map", map_main, "picture which layer each part of the disk comes from" },
   { "check", check_main, "check an image for errors" },
+  { "compare", compare_main, "compare two disks by content" },
   { "snapshot", snapshot_main, "retire an image; a new one on top goes on" },
   { "serve", serve_main, "serve the disk to NBD clients" },
 };
@@ -60,7 +61,8 @@ print_help (FILE *fp)
            "  nbdchain serve top.fvd -U /run/vm.sock\n"
            "\n"
            "Exit codes: 0 success; 1 failure; 2 wrong usage; 3 \"check\""
-           " found errors.\n"
+           " found errors;\n"
+           "4 \"compare\" found a difference.\n"
            "The manual is nbdchain(1).\n");
 }
 

@@ -9,9 +9,11 @@
 #include "tools.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "chain.h"
 #include "checked.h"
@@ -136,4 +138,28 @@ chain_args_open (const struct chain_args *args, const char *image)
       .read_only = true,
       .offline = true,
     });
+}
+
+int
+divert_stdout (void)
+{
+  const int saved = fcntl (STDOUT_FILENO, F_DUPFD_CLOEXEC, 0);
+
+  if (saved != -1 && dup2 (STDERR_FILENO, STDOUT_FILENO) != -1)
+    return saved;
+  nc_error ("standard output: %m");
+  if (saved != -1)
+    close (saved);
+  return -1;
+}
+
+int
+restore_stdout (int saved)
+{
+  const int r = dup2 (saved, STDOUT_FILENO);
+
+  if (r == -1)
+    nc_error ("standard output: %m");
+  close (saved);
+  return r == -1 ? -1 : 0;
 }

@@ -24,6 +24,7 @@ enum exit_code {
   EXIT_FAILED = 1,              /* it did not; why is on stderr */
   EXIT_USAGE = 2,               /* the command line makes no sense */
   EXIT_DAMAGED = 3,             /* check found errors in the image */
+  EXIT_DIFFERENT = 4,           /* compare found a difference */
 };
 
 extern int create_main (int argc, char *argv[]);
@@ -32,6 +33,7 @@ extern int map_main (int argc, char *argv[]);
 extern int check_main (int argc, char *argv[]);
 extern int snapshot_main (int argc, char *argv[]);
 extern int serve_main (int argc, char *argv[]);
+extern int compare_main (int argc, char *argv[]);
 
 /* options.c */
 
@@ -72,6 +74,13 @@ extern int chain_args_allow (struct chain_args *args, const char *text)
 extern struct nc_chain *chain_args_open (const struct chain_args *args,
                                          const char *image)
   __attribute__ ((__nonnull__ (1, 2)));
+
+/* A command that serves a remote inherits standard output, which is to have
+ * nothing but ours: in between, what it prints goes to standard error.
+ * divert_stdout returns what restore_stdout takes; both -1 on error,
+ * reported. */
+extern int divert_stdout (void);
+extern int restore_stdout (int saved);
 
 /* print.c */
 
