@@ -617,6 +617,53 @@ nc_chain_layer_info (struct nc_chain *chain, size_t i,
   return nc_layer_info (view->layers[i], info);
 }
 
+/* Walking over what a layer holds. */
+
+struct holding {
+  struct nc_layer *layer;
+  nc_holding_fn fn;
+  void *opaque;
+};
+
+#define HOLDING_EXTENTS 1024    /* known at a time */
+
+/* The range is allocated in the layer: see where it is zero. */
+static int
+walk_allocated (void *opaque, uint64_t offset, uint64_t count)
+{
+  struct holding *h = opaque;
+  const uint64_t end = offset + count;
+  struct nc_extents extents;
+  int r = 0;
+
+  while (r == 0 && offset < end) {
+    nc_extents_init (&extents, offset, end - offset);
+    extents.limit = HOLDING_EXTENTS;
+    r = h->layer->format->extents (h->layer, &extents, end);
+    if (r == -1 && errno == ENOTCONN)
+      r = nc_extents_append (&extents, end - nc_extents_next (&extents), 0);
+    for (size_t i = 0; r == 0 && i < extents.n; ++i)
+      r = h->fn (h->opaque, extents.v[i].offset, extents.v[i].count,
+                 extents.v[i].type & NC_EXTENT_ZERO);
+    offset = nc_extents_next (&extents);
+    nc_extents_free (&extents);
+  }
+  return r;
+}
+
+int
+nc_chain_layer_walk (struct nc_chain *chain, size_t i, nc_holding_fn fn,
+                     void *opaque)
+{
+  const struct nc_view *view = chain->views.current;
+  struct nc_layer *layer = view->layers[i];
+  struct holding h = { layer, fn, opaque };
+
+  if (layer->size == 0)
+    return 0;
+  return layer->format->walk (layer, 0, layer->size, walk_allocated, &h);
+}
+
 bool
 nc_chain_is_same_layer (struct nc_chain *a, size_t i, struct nc_chain *b,
                         size_t k)

@@ -100,6 +100,16 @@ extern int nc_chain_owner (struct nc_chain *chain, uint64_t offset,
                            uint64_t count, int *layer, uint64_t *run)
   __attribute__ ((__nonnull__ (1, 4, 5)));
 
+/* Call FN for each range that layer I itself holds, in order of offsets, with
+ * whether it is known to read as zeros there; offsets are the disk's.  FN
+ * returns 0, or -1 to stop.  A remote that cannot be asked holds data, as
+ * much as its size.  Returns -1 if FN did, or on error, reported. */
+typedef int (*nc_holding_fn) (void *opaque, uint64_t offset, uint64_t count,
+                              bool zero);
+extern int nc_chain_layer_walk (struct nc_chain *chain, size_t i,
+                                nc_holding_fn fn, void *opaque)
+  __attribute__ ((__nonnull__ (1, 3)));
+
 /* Whether layer I of A and layer K of B have the same bytes because they are
  * one thing: the same file in the same format, or the same NBD URI. */
 extern bool nc_chain_is_same_layer (struct nc_chain *a, size_t i,

@@ -2,12 +2,13 @@
 /* Copyright (C) 2026 The nbdchain authors */
 
 /* "nbdchain map": which layer each part of the disk comes from, as a picture,
- * as a list, or as JSON. */
+ * as a drawing, as a list, or as JSON. */
 
 #include <config.h>
 
 #include "tools.h"
 
+#include <errno.h>
 #include <getopt.h>
 #include <inttypes.h>
 #include <unistd.h>
@@ -16,6 +17,7 @@
 #include "image.h"
 #include "picture.h"
 #include "report.h"
+#include "svg.h"
 
 static const char help[] =
   "nbdchain map: picture which layer each part of the disk comes from\n"
@@ -26,6 +28,8 @@ static const char help[] =
   "layer holds, a small one a cell that it holds most of; '.' is zeros, ':'\n"
   "zeros with data between them.  No remote is contacted.\n"
   "\n"
+  "      --svg[=FILE]   draw the chain as SVG, into FILE, which must not\n"
+  "                     exist, or on standard output\n"
   "      --extents      list the ranges instead: offset, size, layer\n"
   "      --allow=X      a directory or NBD URI that references in images may\n"
   "                     lead to; may be repeated\n"
@@ -37,9 +41,10 @@ static const char help[] =
   "Example:\n"
   "  nbdchain map --allow=nbd://server/ top.fvd\n";
 
-enum { OPT_EXTENTS = 256, OPT_ALLOW, OPT_BASE, OPT_JSON };
+enum { OPT_SVG = 256, OPT_EXTENTS, OPT_ALLOW, OPT_BASE, OPT_JSON };
 
 static const struct option options[] = {
+  { "svg", optional_argument, NULL, OPT_SVG },
   { "extents", no_argument, NULL, OPT_EXTENTS },
   { "allow", required_argument, NULL, OPT_ALLOW },
   { "base", required_argument, NULL, OPT_BASE },
@@ -208,17 +213,69 @@ print_map_json (struct nc_chain *chain, const struct picture *pic)
   return EXIT_DONE;
 }
 
-enum style { STYLE_PICTURE, STYLE_EXTENTS, STYLE_JSON };
+/* The drawing. */
+
+static void
+add_to_svg (void *opaque, uint64_t offset, uint64_t count, int layer)
+{
+  (void) offset;
+  svg_add (opaque, count, layer);
+}
 
 static int
-map_chain (struct nc_chain *chain, const char *image, enum style style)
+print_svg (struct nc_chain *chain, const char *image, FILE *fp)
+{
+  struct svg *svg = svg_new (chain);
+  int r = svg ? scan (chain, add_to_svg, svg) : -1;
+
+  if (r == 0)
+    r = svg_print (svg, image, fp);
+  svg_free (svg);
+  return r;
+}
+
+/* The same into the new file PATH, which is removed if it is not complete. */
+static int
+write_svg (struct nc_chain *chain, const char *image, const char *path)
+{
+  FILE *fp = fopen (path, "wxe");
+  int r;
+
+  if (fp == NULL) {
+    nc_error ("%s: %m%s", path, errno == EEXIST
+              ? "; give another name, or remove it first" : "");
+    return -1;
+  }
+  r = print_svg (chain, image, fp);
+  /* It is not closed before its errors were seen. */
+  if (r == 0 && (fflush (fp) == EOF || ferror (fp))) {
+    nc_error ("%s: %m", path);
+    r = -1;
+  }
+  fclose (fp);
+  if (r == -1)
+    unlink (path);
+  return r;
+}
+
+enum style { STYLE_PICTURE, STYLE_SVG, STYLE_EXTENTS, STYLE_JSON };
+
+/* FILE: for the drawing; NULL: standard output. */
+static int
+map_chain (struct nc_chain *chain, const char *image, enum style style,
+           const char *file)
 {
   struct picture *pic;
-  int status = EXIT_FAILED;
+  int r, status = EXIT_FAILED;
 
   if (style == STYLE_EXTENTS) {
     puts ("          offset              size  layer");
     return scan (chain, print_range, chain) == -1 ? EXIT_FAILED : EXIT_DONE;
+  }
+  if (style == STYLE_SVG) {
+    r = file ? write_svg (chain, image, file)
+      : print_svg (chain, image, stdout);
+    return r == -1 ? EXIT_FAILED : EXIT_DONE;
   }
 
   pic = picture_new (nc_chain_size (chain), nc_chain_n_layers (chain),
@@ -240,14 +297,15 @@ map_chain (struct nc_chain *chain, const char *image, enum style style)
 }
 
 static int
-map (const struct chain_args *args, const char *image, enum style style)
+map (const struct chain_args *args, const char *image, enum style style,
+     const char *file)
 {
   struct nc_chain *chain = chain_args_open (args, image);
   int status;
 
   if (chain == NULL)
     return EXIT_FAILED;
-  status = map_chain (chain, image, style);
+  status = map_chain (chain, image, style, file);
   nc_chain_close (chain);
   return status;
 }
@@ -257,10 +315,15 @@ map_main (int argc, char *argv[])
 {
   struct chain_args args = { 0 };
   enum style style = STYLE_PICTURE;
+  const char *file = NULL;
   int c, status = EXIT_USAGE;
 
   while ((c = getopt_long (argc, argv, "h", options, NULL)) != -1)
     switch (c) {
+    case OPT_SVG:
+      style = STYLE_SVG;
+      file = optarg;
+      break;
     case OPT_EXTENTS:
       if (style != STYLE_JSON)
         style = STYLE_EXTENTS;
@@ -289,7 +352,7 @@ map_main (int argc, char *argv[])
     usage_error (argv[0]);
     goto out;
   }
-  status = map (&args, argv[optind], style);
+  status = map (&args, argv[optind], style, file);
 
  out:
   chain_args_free (&args);
