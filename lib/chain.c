@@ -403,6 +403,12 @@ open_top_remote (const struct nc_chain_options *opts)
     errno = EINVAL;
     return NULL;
   }
+  if (!opts->read_only) {
+    nc_error ("%s: is served over NBD, and is not written: put an image on "
+              "top of it (nbdchain create -b)", opts->image);
+    errno = EROFS;
+    return NULL;
+  }
   return nc_dev_open_nbd (opts->image, opts->retry);
 }
 

@@ -139,7 +139,8 @@ echo noise
 exec nbdkit file base.raw
 END
   chmod +x noisy
-  command="[ $PWD/noisy ]"
+  # A shell does not run with the runtime of a sanitizer.
+  command="[ env -u LD_PRELOAD $PWD/noisy ]"
   make_overlay a.fvd "$command"
   make_overlay b.fvd base.raw
   run -0 --separate-stderr nbdchain compare --json --base "$command" \
@@ -169,6 +170,7 @@ END
   [[ $stderr == *'nbdchain: '* ]]
   run -1 nbdchain compare -f raw a.raw nosuch.fvd
   run -1 nbdchain compare a.raw -F raw a.raw
+  [[ $output == *'a.raw: if it is a raw disk, say so with -f raw'* ]]
   run -1 nbdchain compare -f fvd nbd+unix:///?socket=none -F raw a.raw
   [[ $output == *'can only be raw'* ]]
 }

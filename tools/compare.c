@@ -7,6 +7,7 @@
 
 #include "tools.h"
 
+#include <errno.h>
 #include <getopt.h>
 #include <inttypes.h>
 #include <stdlib.h>
@@ -73,6 +74,7 @@ static const struct option options[] = {
 
 struct disk {
   const char *name, *format, *base;
+  const char *format_option;
   struct nc_chain *chain;
   uint64_t size;
 };
@@ -114,8 +116,12 @@ open_disk (struct disk *disk, const struct chain_args *args)
       .memory_fd = -1,
       .read_only = true,
     });
-  if (disk->chain == NULL)
+  if (disk->chain == NULL) {
+    if (errno == EINVAL && disk->format == NULL)
+      nc_error ("%s: if it is a raw disk, say so with %s raw: formats are"
+                " never guessed", disk->name, disk->format_option);
     return -1;
+  }
   disk->size = nc_chain_size (disk->chain);
   return nc_chain_start (disk->chain);
 }
@@ -377,7 +383,10 @@ parse_options (struct comparison *c, int argc, char *argv[], bool *ended)
 int
 compare_main (int argc, char *argv[])
 {
-  struct comparison c = { .limit = LIMIT_DEFAULT, .result.equal = true };
+  struct comparison c = {
+    .a.format_option = "-f", .b.format_option = "-F",
+    .limit = LIMIT_DEFAULT, .result.equal = true,
+  };
   bool ended = false;
   int status = parse_options (&c, argc, argv, &ended);
 
