@@ -215,6 +215,8 @@ remote_base ()
     --inflight 6 --max-size 100000 "$uri"
   stop "$pid"
   echo calm >control
+  # What it refuses after its last cut, it refuses for a while.
+  uri=$allow wait_for 20 answers
   serve top.fvd --allow "$allow"
   echo faults >control
   oracle $((seed + 1)) --ops "$ops" --base base.raw --state state --overlap \
