@@ -273,6 +273,7 @@ EOF
   refuses "Unix" a -p 0 --socket-mode 600
   refuses "--retry" a --retry -1
   refuses "empty" a -U ''
+  refuses "IMAGE is empty" ''
   refuses "--nonsense" a --nonsense
   [ ! -e pids ]
 }

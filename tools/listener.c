@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /* Copyright (C) 2026 The nbdchain authors */
 
-/* The socket that "nbdchain serve" listens on.  A Unix socket is never open
+/* The socket that "nbdchain serve" listens on, made or inherited.  A Unix socket is never open
  * to more users than asked for, not even for a moment, and what lies in its
  * place is removed only if it is a socket that nobody listens on. */
 
@@ -12,6 +12,7 @@
 #include <errno.h>
 #include <netdb.h>
 #include <netinet/in.h>
+#include <stddef.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -168,11 +169,23 @@ bind_unix (struct listener *listener, mode_t mode)
   return 0;
 }
 
+static int
+make_unix_uri (struct listener *listener)
+{
+  NC_FREE char *encoded = percent_encode (listener->path);
+
+  if (encoded == NULL ||
+      asprintf (&listener->uri, "nbd+unix:///?socket=%s", encoded) == -1) {
+    listener->uri = NULL;
+    nc_error ("out of memory");
+    return -1;
+  }
+  return 0;
+}
+
 int
 listener_open_unix (struct listener *listener, const char *path, mode_t mode)
 {
-  NC_FREE char *encoded = NULL;
-
   *listener = (struct listener) { .fd = -1 };
   if (path == NULL) {
     if (make_private_dir (listener) == -1)
@@ -185,15 +198,8 @@ listener_open_unix (struct listener *listener, const char *path, mode_t mode)
       goto fail;
     }
   }
-  if (bind_unix (listener, mode) == -1)
+  if (bind_unix (listener, mode) == -1 || make_unix_uri (listener) == -1)
     goto fail;
-  encoded = percent_encode (listener->path);
-  if (encoded == NULL ||
-      asprintf (&listener->uri, "nbd+unix:///?socket=%s", encoded) == -1) {
-    listener->uri = NULL;
-    nc_error ("out of memory");
-    goto fail;
-  }
   return 0;
 
  fail:
@@ -309,6 +315,68 @@ listener_open_tcp (struct listener *listener, const char *address,
     return -1;
   }
   return 0;
+}
+
+/* The integer socket option NAME of FD; -1 if it is no socket. */
+static int
+socket_option (int fd, int name)
+{
+  int value;
+  socklen_t len = sizeof value;
+
+  return getsockopt (fd, SOL_SOCKET, name, &value, &len) == -1 ? -1 : value;
+}
+
+static int
+inherit_unix (struct listener *listener)
+{
+  struct sockaddr_un addr = { .sun_family = AF_UNSPEC };
+  socklen_t len = sizeof addr;
+
+  if (getsockname (listener->fd, (struct sockaddr *) &addr, &len) == -1) {
+    nc_error ("getsockname: %m");
+    return -1;
+  }
+  if (len <= offsetof (struct sockaddr_un, sun_path) ||
+      addr.sun_path[0] != '/') {
+    nc_error ("the inherited socket has no path that clients could be told: "
+              "let ListenStream= be an absolute path, or ADDRESS:PORT");
+    return -1;
+  }
+  /* A path of full length ends without '\0'. */
+  listener->path = strndup (addr.sun_path, sizeof addr.sun_path);
+  if (listener->path == NULL) {
+    nc_error ("out of memory");
+    return -1;
+  }
+  return make_unix_uri (listener);
+}
+
+int
+listener_open_inherited (struct listener *listener, int fd)
+{
+  int family, r;
+
+  *listener = (struct listener) { .fd = fd };
+  if (socket_option (fd, SO_TYPE) != SOCK_STREAM ||
+      socket_option (fd, SO_ACCEPTCONN) != 1) {
+    nc_error ("the inherited file descriptor %d is not a stream socket that "
+              "listens: in the .socket unit, use ListenStream= and Accept=no",
+              fd);
+    r = -1;
+  }
+  else if ((family = socket_option (fd, SO_DOMAIN)) == AF_UNIX)
+    r = inherit_unix (listener);
+  else if (family == AF_INET || family == AF_INET6)
+    r = make_tcp_uri (listener);
+  else {
+    nc_error ("the inherited socket is neither a Unix socket nor TCP: let "
+              "ListenStream= be an absolute path, or ADDRESS:PORT");
+    r = -1;
+  }
+  if (r == -1)
+    listener_close (listener);
+  return r;
 }
 
 void

@@ -14,6 +14,7 @@
 #include <stdarg.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "progress.h"
 #include "report.h"
@@ -148,6 +149,8 @@ to_stderr (enum nc_report_level level, const char *fmt, va_list args)
   }
   flockfile (stderr);
   progress_hide ();
+  if (systemd_reads (STDERR_FILENO))
+    fputs (SYSTEMD_ERROR, stderr);
   fputs ("nbdchain: ", stderr);
   print_text (stderr, text);
   putc ('\n', stderr);

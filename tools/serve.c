@@ -12,6 +12,7 @@
 #include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "report.h"
 #include "scope.h"
@@ -36,7 +37,7 @@ static const char help[] =
   "URI for clients once they can come.  SIGTERM or Ctrl-C make everything\n"
   "durable and end it.\n"
   "\n"
-  "Where to listen:\n"
+  "Where to listen (under systemd, a socket unit says it instead):\n"
   "  -U, --unix SOCKET        a Unix socket (without -U and -p: one in a new\n"
   "                           directory of its own)\n"
   "      --socket-mode MODE   its permissions, octal (default 0600)\n"
@@ -104,6 +105,7 @@ struct serve {
   const char *socket, *port, *address;
   mode_t socket_mode;
   bool has_socket_mode;
+  bool inherited;               /* there is a socket already */
   bool read_only, json;
   uint64_t threads;
   struct args parameters;       /* KEY=VALUE for the plugin */
@@ -218,6 +220,13 @@ parse_option (struct serve *serve, int c, const char *value)
 static int
 check_options (const struct serve *serve)
 {
+  if (serve->inherited && (serve->socket || serve->port || serve->address ||
+                           serve->has_socket_mode)) {
+    nc_error ("--unix, --port, --ipaddr and --socket-mode make a socket, but "
+              "one was inherited (LISTEN_FDS, as systemd sets it): leave them "
+              "out; a .socket unit says where to listen");
+    return -1;
+  }
   if (serve->socket && serve->port) {
     nc_error ("--unix and --port exclude each other");
     return -1;
@@ -281,10 +290,10 @@ print_json_line (json_t *root)
 }
 
 static void
-print_ready (void *opaque, pid_t pid)
+print_uri (const struct serve *serve, pid_t pid)
 {
-  const struct serve *serve = opaque;
-
+  if (systemd_reads (STDOUT_FILENO))
+    fputs (SYSTEMD_INFO, stdout);
   if (serve->json)
     print_json_line (json_pack ("{s:o, s:I, s:I, s:o}",
                                 "uri", json_text (serve->listener.uri),
@@ -296,16 +305,40 @@ print_ready (void *opaque, pid_t pid)
   fflush (stdout);
 }
 
+static void
+announce (void *opaque, pid_t pid, bool first)
+{
+  const struct serve *serve = opaque;
+
+  if (first)
+    print_uri (serve, pid);
+  systemd_notify ("%sSTATUS=serving %s", first ? "READY=1\n" : "",
+                  serve->listener.uri);
+}
+
+static int
+open_listener (struct serve *serve)
+{
+  if (serve->inherited)
+    return listener_open_inherited (&serve->listener, SYSTEMD_FD);
+  if (serve->port)
+    return listener_open_tcp (&serve->listener,
+                              serve->address ? serve->address
+                              : ADDRESS_DEFAULT, serve->port);
+  return listener_open_unix (&serve->listener, serve->socket,
+                             serve->socket_mode);
+}
+
 static int
 run (struct serve *serve, const char *image, char *extra[])
 {
   struct supervisor_options supervisor = {
     .read_only = serve->read_only,
-    .ready = print_ready,
+    .ready = announce,
     .opaque = serve,
   };
   struct args command = { NULL, 0, false };
-  int r, status;
+  int status = EXIT_FAILED;
 
   make_command (serve, image, extra, &command);
   if (command.failed || serve->parameters.failed) {
@@ -313,15 +346,7 @@ run (struct serve *serve, const char *image, char *extra[])
     free_args (&command);
     return EXIT_FAILED;
   }
-  if (serve->port)
-    r = listener_open_tcp (&serve->listener,
-                           serve->address ? serve->address : ADDRESS_DEFAULT,
-                           serve->port);
-  else
-    r = listener_open_unix (&serve->listener, serve->socket,
-                            serve->socket_mode);
-  status = EXIT_FAILED;
-  if (r == 0) {
+  if (open_listener (serve) == 0) {
     supervisor.argv = command.v;
     supervisor.listen_fd = serve->listener.fd;
     status = supervise (&supervisor);
@@ -331,6 +356,41 @@ run (struct serve *serve, const char *image, char *extra[])
   return status;
 }
 
+/* What is wrong with the command line as a whole, if anything is. */
+static int
+check_arguments (const struct serve *serve, int n_images, const char *image)
+{
+  if (n_images != 1) {
+    nc_error (n_images == 0 ? "the name of the IMAGE is missing" :
+              "one IMAGE is served at a time (options for nbdkit go behind "
+              "\"--\")");
+    return -1;
+  }
+  if (image[0] == '\0') {
+    nc_error ("the name of the IMAGE is empty");
+    return -1;
+  }
+  return check_options (serve);
+}
+
+/* Parse ARGV.  Returns -1, or the exit code if that is all there is to
+ * do. */
+static int
+parse_options (struct serve *serve, int argc, char *argv[])
+{
+  int c;
+
+  while ((c = getopt_long (argc, argv, short_options, options, NULL)) != -1) {
+    if (c == 'h') {
+      fputs (help, stdout);
+      return EXIT_DONE;
+    }
+    if (c == '?' || parse_option (serve, c, optarg) == -1)
+      return usage_error (argv[0]);
+  }
+  return -1;
+}
+
 int
 serve_main (int argc, char *argv[])
 {
@@ -338,34 +398,30 @@ serve_main (int argc, char *argv[])
     .socket_mode = MODE_DEFAULT,
     .threads = THREADS_DEFAULT,
   };
-  int own = 1, c, status;
+  int own = 1, image, status;
+  char **extra;
 
   /* What follows "--" is not ours. */
   while (own < argc && strcmp (argv[own], "--") != 0)
     own++;
+  extra = argv + own + (own < argc);
 
-  status = -1;
-  while (status == -1 &&
-         (c = getopt_long (own, argv, short_options, options, NULL)) != -1) {
-    if (c == 'h') {
-      fputs (help, stdout);
-      status = EXIT_DONE;
-    }
-    else if (c == '?')
-      status = usage_error (argv[0]);
-    else if (parse_option (&serve, c, optarg) == -1)
-      status = usage_error (argv[0]);
+  status = parse_options (&serve, own, argv);
+  image = optind;
+  if (status == -1) {
+    int n = systemd_sockets ();
+
+    serve.inherited = n > 0;
+    if (n > 1)
+      nc_error ("%d sockets were inherited (LISTEN_FDS), but a disk is served "
+                "on one: let the .socket unit have one ListenStream=", n);
+    if (n == -1 || n > 1)
+      status = EXIT_USAGE;
   }
-  if (status == -1 && own - optind != 1) {
-    nc_error (own == optind ? "the name of the IMAGE is missing" :
-              "one IMAGE is served at a time (options for nbdkit go behind "
-              "\"--\")");
-    status = usage_error (argv[0]);
-  }
-  if (status == -1 && check_options (&serve) == -1)
+  if (status == -1 && check_arguments (&serve, own - image, argv[image]) == -1)
     status = usage_error (argv[0]);
   if (status == -1)
-    status = run (&serve, argv[optind], argv + own + (own < argc));
+    status = run (&serve, argv[image], extra);
   free_args (&serve.parameters);
   return status;
 }

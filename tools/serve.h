@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /* Copyright (C) 2026 The nbdchain authors */
 
-/* The parts of "nbdchain serve": the socket that clients connect to, and
- * the supervisor of the nbdkit that serves them. */
+/* The parts of "nbdchain serve": the socket that clients connect to, the
+ * supervisor of the nbdkit that serves them, and what is said to systemd. */
 #ifndef NBDCHAIN_SERVE_H
 #define NBDCHAIN_SERVE_H
 
@@ -34,9 +34,27 @@ extern int listener_open_tcp (struct listener *listener, const char *address,
                               const char *port)
   __attribute__ ((__nonnull__ (1, 2, 3)));
 
+/* Take over the listening socket FD, which is not removed at the end.
+ * Returns -1, reported, if it is no listening stream socket of a kind that
+ * has an NBD URI. */
+extern int listener_open_inherited (struct listener *listener, int fd)
+  __attribute__ ((__nonnull__ (1)));
+
 /* Close it, and remove what was made for it. */
 extern void listener_close (struct listener *listener)
   __attribute__ ((__nonnull__ (1)));
+
+/* systemd.c */
+
+/* How many sockets systemd has handed over: the file descriptors from
+ * SYSTEMD_FD on.  They are not for our children, who do not learn of them
+ * either.  Returns -1, reported. */
+enum { SYSTEMD_FD = 3 };
+extern int systemd_sockets (void);
+
+/* Tell systemd, with assignments as in sd_notify(3), a line each. */
+extern void systemd_notify (const char *fmt, ...)
+  __attribute__ ((__format__ (printf, 1, 2), __nonnull__ (1)));
 
 /* supervisor.c */
 
@@ -48,8 +66,8 @@ struct supervisor_options {
   char **argv;                  /* of nbdkit; argv[0] is searched in PATH */
   int listen_fd;
   bool read_only;               /* nothing can be lost */
-  void (*ready) (void *opaque, pid_t pid); /* called once, when clients may
-                                   come */
+  void (*ready) (void *opaque, pid_t pid, bool first); /* nbdkit PID takes
+                                   clients; FIRST: none has before */
   void *opaque;
 };
 

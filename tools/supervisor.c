@@ -27,7 +27,6 @@
 #include <inttypes.h>
 #include <poll.h>
 #include <signal.h>
-#include <stddef.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -35,7 +34,6 @@
 #include <sys/mman.h>
 #include <sys/signalfd.h>
 #include <sys/socket.h>
-#include <sys/un.h>
 #include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
@@ -86,30 +84,6 @@ now (void)
 
   clock_gettime (CLOCK_MONOTONIC, &ts);
   return (uint64_t) ts.tv_sec * 1000 + ts.tv_nsec / 1000000;
-}
-
-/* Tell systemd, if it started us. */
-static void
-notify (const char *state)
-{
-  const char *path = getenv ("NOTIFY_SOCKET");
-  struct sockaddr_un addr = { .sun_family = AF_UNIX };
-  NC_CLOSE int fd = -1;
-  size_t len;
-
-  if (path == NULL || (path[0] != '/' && path[0] != '@'))
-    return;
-  len = strlen (path);
-  if (len >= sizeof addr.sun_path)
-    return;
-  memcpy (addr.sun_path, path, len);
-  if (path[0] == '@')
-    addr.sun_path[0] = '\0';
-  fd = socket (AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0);
-  if (fd >= 0)
-    sendto (fd, state, strlen (state), MSG_NOSIGNAL,
-            (struct sockaddr *) &addr,
-            offsetof (struct sockaddr_un, sun_path) + len);
 }
 
 /* ------------------------------------------------------------------ */
@@ -258,7 +232,7 @@ begin_stop (struct supervisor *s)
   s->stopping = true;
   s->stopping_since = now ();
   s->notice_at = s->stopping_since + FIRST_NOTICE;
-  notify ("STOPPING=1");
+  systemd_notify ("STOPPING=1\nSTATUS=making everything durable");
   if (s->start_at != 0)
     s->start_at = now ();       /* no more pause */
   if (s->ever_ready)
@@ -277,11 +251,8 @@ handle_message (struct supervisor *s, const char *text)
 {
   if (strcmp (text, "ready") == 0) {
     s->ready_at = now ();
-    if (!s->ever_ready) {
-      s->ever_ready = true;
-      s->options->ready (s->options->opaque, s->pid);
-      notify ("READY=1");
-    }
+    s->options->ready (s->options->opaque, s->pid, !s->ever_ready);
+    s->ever_ready = true;
   }
   else if (strcmp (text, "stopped") == 0 && s->stopping) {
     s->verdict = DURABLE;
@@ -390,6 +361,7 @@ handle_end (struct supervisor *s, int status)
   else {
     nc_error ("nbdkit (process %jd) %s: starting it again", (intmax_t) pid,
               how);
+    systemd_notify ("STATUS=nbdkit %s: starting it again", how);
     plan_start (s);
   }
   s->ready_at = 0;

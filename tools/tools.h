@@ -82,6 +82,14 @@ extern struct nc_chain *chain_args_open (const struct chain_args *args,
 extern int divert_stdout (void);
 extern int restore_stdout (int saved);
 
+/* systemd.c */
+
+/* Whether what is written to FD goes to systemd's journal, which takes the
+ * priority of a line from what stands before it. */
+extern bool systemd_reads (int fd);
+#define SYSTEMD_ERROR "<3>"
+#define SYSTEMD_INFO "<6>"
+
 /* print.c */
 
 #define SIZE_TEXT 24
