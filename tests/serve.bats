@@ -278,6 +278,39 @@ EOF
   [ ! -e pids ]
 }
 
+@test "options of nbdkit that would take over from serve are refused" {
+  fake
+  refuses() {
+    local expected=$1
+    shift
+    run -2 --separate-stderr "$NBDCHAIN" serve top.fvd -U sock -- "$@"
+    # shellcheck disable=SC2154 # run sets it
+    [[ $stderr == *"$expected"* ]] || { echo "$stderr"; return 1; }
+  }
+  refuses "-U cannot be given: give --unix before" -U other
+  refuses "-U" -fvUother
+  refuses "--unix" --filter log --unix=other
+  refuses "-p cannot be given: give --port before" -p 1
+  refuses "--port" a=b --port 1
+  refuses "-i cannot be given: give --ipaddr before" -i ::1
+  refuses "-t cannot be given: give --threads before" -t 1
+  refuses "--threads" --thr=1
+  refuses "-s cannot be given" -s
+  refuses "--vsock cannot be given" --vsock
+  refuses "--run cannot be given" --run 'nbdinfo $uri'
+  refuses "--exit-with-parent cannot be given" --exit-with-parent
+  refuses "serve nothing" --dump-plugin
+  refuses "serve nothing" -V
+  refuses "'memory=7'" -v memory=7
+  refuses "'keeper=7'" keeper=7
+  [ ! -e pids ]
+  # What only looks like them, and what is newer than the table, is not.
+  start_ready top.fvd -U sock -- -f -P -U -e -t --log=stderr --user -p --new=1
+  finish 0 TERM
+  [ "$(tail -n 9 args | tr '\n' ' ')" = \
+    "-f -P -U -e -t --log=stderr --user -p --new=1 " ]
+}
+
 @test "--help tells all and fails nothing" {
   run -0 "$NBDCHAIN" serve --help
   for word in --unix --port --ipaddr --read-only --allow --base --retry \
@@ -588,6 +621,26 @@ reads_x() { [ "$(first_byte 2> /dev/null)" = x ]; }
   attach
   finish 0 TERM
   grep -q Write log.txt
+}
+
+@test "nbdkit's statistics, log and pid file are to be had behind --" {
+  make_image
+  start_ready top.fvd -U sock -- --filter=stats "statsfile=$dir/stats" \
+    -P "$dir/pid" --log=null
+  [ "$(cat pid)" = "$(nbdkit_pid)" ]
+  run ! nbdinfo "${uri/\/\/\//\/\/\/none}"
+  nbdinfo "$uri"
+  # By itself, so that the filter writes its file.
+  kill "$(nbdkit_pid)"
+  until_true test -s stats
+  finish 0
+  # What nbdkit said of the export was for its log.
+  run ! grep -q nbdkit: err
+  start_ready top.fvd -U sock -- -v
+  has_said "nbdkit: debug:"
+  run ! nbdinfo "${uri/\/\/\//\/\/\/none}"
+  has_said "export 'none' does not exist"
+  finish 0 TERM
 }
 
 @test "real clients over TCP" {

@@ -358,7 +358,8 @@ run (struct serve *serve, const char *image, char *extra[])
 
 /* What is wrong with the command line as a whole, if anything is. */
 static int
-check_arguments (const struct serve *serve, int n_images, const char *image)
+check_arguments (const struct serve *serve, int n_images, const char *image,
+                 char *extra[])
 {
   if (n_images != 1) {
     nc_error (n_images == 0 ? "the name of the IMAGE is missing" :
@@ -370,7 +371,7 @@ check_arguments (const struct serve *serve, int n_images, const char *image)
     nc_error ("the name of the IMAGE is empty");
     return -1;
   }
-  return check_options (serve);
+  return check_options (serve) == -1 ? -1 : nbdkit_options_check (extra);
 }
 
 /* Parse ARGV.  Returns -1, or the exit code if that is all there is to
@@ -418,7 +419,8 @@ serve_main (int argc, char *argv[])
     if (n == -1 || n > 1)
       status = EXIT_USAGE;
   }
-  if (status == -1 && check_arguments (&serve, own - image, argv[image]) == -1)
+  if (status == -1 && check_arguments (&serve, own - image, argv[image],
+                                       extra) == -1)
     status = usage_error (argv[0]);
   if (status == -1)
     status = run (&serve, argv[image], extra);

@@ -2,7 +2,8 @@
 /* Copyright (C) 2026 The nbdchain authors */
 
 /* The parts of "nbdchain serve": the socket that clients connect to, the
- * supervisor of the nbdkit that serves them, and what is said to systemd. */
+ * supervisor of the nbdkit that serves them, what is said to systemd, and
+ * which options nbdkit may be given. */
 #ifndef NBDCHAIN_SERVE_H
 #define NBDCHAIN_SERVE_H
 
@@ -55,6 +56,14 @@ extern int systemd_sockets (void);
 /* Tell systemd, with assignments as in sd_notify(3), a line each. */
 extern void systemd_notify (const char *fmt, ...)
   __attribute__ ((__format__ (printf, 1, 2), __nonnull__ (1)));
+
+/* nbdkit-options.c */
+
+/* Whether nbdkit may get the arguments ARGV, which end with NULL, besides
+ * ours.  Returns 0; or -1, reported, if one of them would take away from
+ * "nbdchain serve" what it relies on. */
+extern int nbdkit_options_check (char *const argv[])
+  __attribute__ ((__nonnull__ (1)));
 
 /* supervisor.c */
 
