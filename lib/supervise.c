@@ -36,7 +36,7 @@ struct nc_supervise {
 
   /* Only of the thread. */
   bool stopped;                 /* STOP was called */
-  bool durable;                 /* and what it said */
+  int n_clients;                /* and what it said; -1: not durable */
 };
 
 static int
@@ -56,7 +56,7 @@ stop_once (struct nc_supervise *supervise)
   if (supervise->stopped)
     return;
   supervise->stopped = true;
-  supervise->durable = supervise->stop (supervise->opaque) == 0;
+  supervise->n_clients = supervise->stop (supervise->opaque);
 }
 
 static void
@@ -64,7 +64,7 @@ serve_is_gone (struct nc_supervise *supervise)
 {
   nc_debug ("nbdchain serve is gone: stopping");
   stop_once (supervise);
-  _exit (supervise->durable ? EXIT_SUCCESS : EXIT_FAILURE);
+  _exit (supervise->n_clients == -1 ? EXIT_FAILURE : EXIT_SUCCESS);
 }
 
 /* Receive a message and answer it. */
@@ -85,7 +85,8 @@ answer (struct nc_supervise *supervise)
   }
   stop_once (supervise);
   /* Should serve be gone by now, the next recv tells. */
-  say (supervise->fd, supervise->durable ? "stopped" :
+  say (supervise->fd, supervise->n_clients > 0 ? "stopped" :
+       supervise->n_clients == 0 ? "stopped idle" :
        "failed what was written last may not be durable; the messages of "
        "the server tell the cause");
 }

@@ -8,6 +8,9 @@
  *   server -> serve   "ready"          the chain is open, clients may come
  *   serve -> server   "stop"           make everything durable
  *   server -> serve   "stopped"        it is; the process may be killed
+ *   server -> serve   "stopped idle"   the same, and no client is connected,
+ *                                      so that the process can also be asked
+ *                                      to end
  *   server -> serve   "failed TEXT"    it is not, and why
  *
  * When serve goes away (end of file) the server stops by itself and exits.
@@ -19,7 +22,8 @@ struct nc_supervise;
 
 /* Start the thread that listens on FD (not taken over) and say "ready".
  * STOP is called once, from that thread, when the server is to stop; it
- * returns 0 when everything is durable, else -1.
+ * returns -1 if not everything is durable; else how many clients are
+ * connected.
  * Returns NULL on error, reported. */
 extern struct nc_supervise *nc_supervise_start (int fd,
                                                 int (*stop) (void *opaque),

@@ -51,6 +51,7 @@ static struct {
 };
 
 static struct nc_chain *chain;
+static _Atomic (int) n_clients;
 static struct nc_supervise *supervise;
 
 static void
@@ -234,7 +235,7 @@ chain_get_ready (void)
 static int
 stop (void *opaque __attribute__ ((__unused__)))
 {
-  return nc_chain_stop (chain);
+  return nc_chain_stop (chain) == -1 ? -1 : n_clients;
 }
 
 static int
@@ -279,13 +280,19 @@ chain_default_export (int readonly __attribute__ ((__unused__)),
 static void *
 chain_open (int readonly __attribute__ ((__unused__)))
 {
-  return nc_export_open (chain, nbdkit_export_name (), config.max_waiting);
+  struct nc_export *export = nc_export_open (chain, nbdkit_export_name (),
+                                             config.max_waiting);
+
+  if (export)
+    n_clients++;
+  return export;
 }
 
 static void
 chain_close (void *handle)
 {
   nc_export_close (handle);
+  n_clients--;
 }
 
 static const char *

@@ -154,7 +154,11 @@ while True:
         time.sleep(60)
     if do[0] == "slow-on-stop":
         time.sleep(float(do[1]))
-    keeper.send(b"stopped")
+    if do[0] == "idle":
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(9))
+    if do[0] == "deaf":
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    keeper.send(b"stopped idle" if do[0] in ("idle", "deaf") else b"stopped")
 EOF
   chmod +x "$dir/nbdkit"
   export NBDKIT=$dir/nbdkit
@@ -413,6 +417,18 @@ EOF
   [ ! -e sock ]
 }
 
+@test "a server without clients is asked to end, and made to if it does not" {
+  fake idle deaf
+  for i in 1 2; do
+    start_ready top.fvd -U sock
+    finish 0 TERM
+    has_heard "$i stop"
+    is_gone_or_zombie "$(last_fake)"
+  done
+  # A wait that is over is no restart.
+  starts 2
+}
+
 @test "a slow stop is waited for, also after more SIGTERMs, and told" {
   fake "slow-on-stop 4"
   start_ready top.fvd -U sock
@@ -630,10 +646,8 @@ reads_x() { [ "$(first_byte 2> /dev/null)" = x ]; }
   [ "$(cat pid)" = "$(nbdkit_pid)" ]
   run ! nbdinfo "${uri/\/\/\//\/\/\/none}"
   nbdinfo "$uri"
-  # By itself, so that the filter writes its file.
-  kill "$(nbdkit_pid)"
-  until_true test -s stats
-  finish 0
+  finish 0 TERM
+  grep -q read stats
   # What nbdkit said of the export was for its log.
   run ! grep -q nbdkit: err
   start_ready top.fvd -U sock -- -v

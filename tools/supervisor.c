@@ -9,7 +9,7 @@
  * - nbdkit died by a signal: another is started with the same memory.  Where
  *   one was ready before, this is tried until it works; the configuration
  *   was right once.
- * - We are to stop: nbdkit is asked to make everything durable, and killed
+ * - We are to stop: nbdkit is asked to make everything durable, and ended
  *   once it has (lib/supervise.h has the messages).  If it dies while we
  *   wait, another is started only to be asked the same.
  * - nbdkit exits by itself: before it was ever ready that ends us with its
@@ -48,6 +48,7 @@
 #define LONGEST_PAUSE 5000
 #define FIRST_NOTICE 2000       /* of what a stop waits for */
 #define NEXT_NOTICE 1000
+#define LAST_GRACE 500          /* for an nbdkit without work to end itself */
 
 #define EARLY_DEATHS_MAX 5      /* by signals, never having been ready */
 #define STOP_ATTEMPTS_MAX 12    /* about 40 s of starting it to stop it */
@@ -73,6 +74,7 @@ struct supervisor {
   unsigned n_interrupts;
 
   enum verdict verdict;
+  uint64_t kill_at;             /* nbdkit was asked to end; 0: not */
   int exit_code;
   bool ended;
 };
@@ -151,6 +153,25 @@ kill_nbdkit (const struct supervisor *s)
 {
   if (s->pid > 0)
     kill (s->pid, SIGKILL);
+}
+
+/* Nobody needs it any more, but its filters may have something to write when
+ * it ends in order.  With clients connected it would not: it waits for them,
+ * and those that are busy would get errors where they could reconnect. */
+static void
+ask_to_end (struct supervisor *s)
+{
+  if (s->pid > 0 && kill (s->pid, SIGTERM) == 0)
+    s->kill_at = now () + LAST_GRACE;
+}
+
+static void
+kill_when_due (struct supervisor *s)
+{
+  if (s->kill_at == 0 || now () < s->kill_at)
+    return;
+  s->kill_at = 0;
+  kill_nbdkit (s);
 }
 
 /* When to start the next nbdkit: at once, but ever later if they die one
@@ -257,6 +278,10 @@ handle_message (struct supervisor *s, const char *text)
   else if (strcmp (text, "stopped") == 0 && s->stopping) {
     s->verdict = DURABLE;
     kill_nbdkit (s);
+  }
+  else if (strcmp (text, "stopped idle") == 0 && s->stopping) {
+    s->verdict = DURABLE;
+    ask_to_end (s);
   }
   else if (strncmp (text, "failed", 6) == 0) {
     nc_error ("the server failed%s%s", text[6] == ' ' ? ": " : "",
@@ -439,6 +464,8 @@ time_left (const struct supervisor *s)
 
   if (s->stopping && (next == 0 || s->notice_at < next))
     next = s->notice_at;
+  if (s->kill_at != 0 && (next == 0 || s->kill_at < next))
+    next = s->kill_at;
   if (next == 0)
     return -1;
   return next > t ? (int) (next - t) : 0;
@@ -463,6 +490,7 @@ run (struct supervisor *s)
     receive_signals (s);
     if (!s->ended)
       start_when_due (s);
+    kill_when_due (s);
     give_notice (s);
   }
 }

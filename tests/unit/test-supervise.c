@@ -67,16 +67,17 @@ say (int fd, const char *text)
     perror ("send");
 }
 
+static char heard[256];         /* the last message */
+
 /* Whether the next message starts with TEXT. */
 static bool
 hears (int fd, const char *text)
 {
-  char buf[256];
-  ssize_t n = recv (fd, buf, sizeof buf - 1, 0);
+  ssize_t n = recv (fd, heard, sizeof heard - 1, 0);
 
-  buf[n < 0 ? 0 : n] = '\0';
-  return n > 0 && strncmp (buf, text, strlen (text)) == 0 &&
-    strchr (buf, '\n') == NULL;
+  heard[n < 0 ? 0 : n] = '\0';
+  return n > 0 && strncmp (heard, text, strlen (text)) == 0 &&
+    strchr (heard, '\n') == NULL;
 }
 
 static bool
@@ -98,10 +99,17 @@ test_stop (void)
   ok (supervise != NULL && hears (sv[1], "ready"), "it says ready");
   ok (is_quiet (sv[1]) && n_stops == 0, "and nothing more by itself");
   say (sv[1], "stop");
-  ok (hears (sv[1], "stopped") && n_stops == 1, "stop is answered: stopped");
+  ok (hears (sv[1], "stopped idle") && n_stops == 1,
+      "stop is answered: stopped");
   say (sv[1], "stop");
   ok (hears (sv[1], "stopped") && n_stops == 1,
       "a second stop is answered, but not done again");
+  nc_supervise_end (supervise);
+  stop_result = 2;
+  supervise = nc_supervise_start (sv[0], stop, &n_stops);
+  say (sv[1], "stop");
+  ok (hears (sv[1], "ready") && hears (sv[1], "stopped") &&
+      strcmp (heard, "stopped") == 0, "with clients it is not idle");
   nc_supervise_end (supervise);
   ok (fcntl (sv[0], F_GETFD) != -1 && n_messages == 0,
       "the file descriptor stays open");
