@@ -171,6 +171,11 @@ run_examples ()
   [[ $output == *"max_thread_model=parallel"* ]]
 }
 
+@test "the Debian package has the version of the program" {
+  [ "$(sed -n '1s/^nbdchain (\([^)]*\)).*/\1/p' \
+         "$top_srcdir/debian/changelog")" = "$NBDCHAIN_VERSION" ]
+}
+
 @test "the man pages are proper pod" {
   podchecker "$cli_pod" "$plugin_pod"
 }
