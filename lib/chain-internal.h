@@ -13,6 +13,7 @@
 #include "chain.h"
 #include "claims.h"
 #include "layer.h"
+#include "report.h"
 #include "view.h"
 
 struct nc_chain {
@@ -28,6 +29,7 @@ struct nc_chain {
   int stop_errno;
 
   _Atomic (uint64_t) waits, refused_waits;
+  struct nc_repeat given_up;    /* requests that a remote was needed for */
 };
 
 struct nc_export {

@@ -358,7 +358,8 @@ follow_one (const struct nc_chain_options *opts, int *fd, char **path,
                            &next_path);
   if (next == -1)
     return -1;
-  nc_debug ("%s: was retired, going on with %s", *path, next_path);
+  nc_notice ("%s: was retired, going on with %s, which took over", *path,
+             next_path);
   close (*fd);
   *fd = next;
   free (*path);

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /* Copyright (C) 2026 The nbdchain authors */
 
-/* Errors and debug messages of the library.
+/* Errors, notices and debug messages of the library.
  *
  * Whoever learns the cause of a failure reports it here, once; callers
  * return -1 and add nothing.  The host (plugin or tool) installs a sink;
@@ -11,9 +11,12 @@
 #define NC_REPORT_H
 
 #include <stdarg.h>
+#include <stdbool.h>
+#include <stdint.h>
 
 enum nc_report_level {
-  NC_REPORT_ERROR,              /* what a user must know */
+  NC_REPORT_ERROR,              /* what failed */
+  NC_REPORT_NOTICE,             /* what a user must know and is no failure */
   NC_REPORT_DEBUG,              /* events: open, pivot, mode change */
 };
 
@@ -21,15 +24,36 @@ typedef void (*nc_report_sink) (enum nc_report_level level,
                                 const char *fmt, va_list args)
   __attribute__ ((__format__ (printf, 2, 0)));
 
-/* Install SINK for the whole process; NULL restores stderr (errors only).
+/* Install SINK for the whole process; NULL restores stderr (no debug
+ * messages).
  * Call it before any thread is started. */
 extern void nc_report_to (nc_report_sink sink);
 
-/* Report an error or an event.  Both keep errno, expand %m, and may be
- * called from any thread. */
+/* Report an error, a notice or an event.  All keep errno, expand %m, and may
+ * be called from any thread. */
 extern void nc_error (const char *fmt, ...)
+  __attribute__ ((__format__ (printf, 1, 2)));
+extern void nc_notice (const char *fmt, ...)
   __attribute__ ((__format__ (printf, 1, 2)));
 extern void nc_debug (const char *fmt, ...)
   __attribute__ ((__format__ (printf, 1, 2)));
+
+/* For a failure that each of many requests may meet, such as a full disk:
+ * one message at once, and then one each NC_REPEAT_SECONDS.  All zeros to
+ * begin with. */
+#define NC_REPEAT_SECONDS 10
+struct nc_repeat {
+  _Atomic (uint64_t) last;      /* what was reported, and when */
+  _Atomic (uint64_t) untold;    /* how often it was not */
+};
+
+#define NC_REPEAT_TEXT 64
+/* Whether the failure is to be reported now.  CAUSE, a number below 2^16,
+ * tells failures apart: another one is always reported.  TEXT, for the end
+ * of the message, becomes how often it was not reported before; empty if
+ * never.  Keeps errno. */
+extern bool nc_repeat_report (struct nc_repeat *repeat, unsigned cause,
+                              char text[NC_REPEAT_TEXT])
+  __attribute__ ((__nonnull__ (1, 3)));
 
 #endif /* NC_REPORT_H */

@@ -60,13 +60,22 @@ set_deadline (const struct nc_export *export, struct attempt *a)
 
 /* Waiting. */
 
+enum why { RETRY_IS_OVER, TOO_MANY_WAIT };
+
 static int
-give_up (struct nc_export *export, const struct attempt *a, const char *why)
+give_up (struct nc_export *export, const struct attempt *a, enum why cause)
 {
-  nc_error ("%s: not reachable, and a request needs it at %" PRIu64 ": %s",
-            a->unreachable->path, a->offset, why);
-  if (export->chain->writable)
-    nc_debug ("requests for data that is in local layers go on");
+  static const char *const why[] = {
+    [RETRY_IS_OVER] = "waited as long as retry= allows",
+    [TOO_MANY_WAIT] = "too many requests of this connection are waiting "
+      "already",
+  };
+  char more[NC_REPEAT_TEXT];
+
+  if (nc_repeat_report (&export->chain->given_up, cause, more))
+    nc_error ("%s: not reachable, and a request needs it at offset %" PRIu64
+              ": %s; data in local layers is served all the while%s",
+              a->unreachable->path, a->offset, why[cause], more);
   errno = EIO;
   return -1;
 }
@@ -94,12 +103,12 @@ wait_for_device (struct nc_export *export, struct attempt *a)
   }
   /* It may have stalled, or come back at once and failed again. */
   if (retry && is_before (&a->deadline, &now))
-    return give_up (export, a, "waited as long as retry= allows");
+    return give_up (export, a, RETRY_IS_OVER);
   if (dev->ops->wait (dev, retry ? &a->deadline : NULL) == 0)
     return 0;
   if (errno == ESHUTDOWN)
     return -1;
-  return give_up (export, a, "waited as long as retry= allows");
+  return give_up (export, a, RETRY_IS_OVER);
 }
 
 /* A request failed.  Returns true if it is to start over, after having
@@ -115,8 +124,7 @@ start_over (struct nc_export *export, struct attempt *a)
 
   if (export->waiting++ >= export->max_waiting && export->max_waiting) {
     export->chain->refused_waits++;
-    r = give_up (export, a, "too many requests of this connection are "
-                 "waiting already");
+    r = give_up (export, a, TOO_MANY_WAIT);
   }
   else
     r = wait_for_device (export, a);

@@ -57,10 +57,11 @@ static struct nc_supervise *supervise;
 static void
 to_nbdkit (enum nc_report_level level, const char *fmt, va_list args)
 {
-  if (level == NC_REPORT_ERROR)
-    nbdkit_verror (fmt, args);
-  else
+  /* nbdkit shows errors only, unless it is debugged. */
+  if (level == NC_REPORT_DEBUG)
     nbdkit_vdebug (fmt, args);
+  else
+    nbdkit_verror (fmt, args);
 }
 
 static void

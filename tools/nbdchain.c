@@ -140,7 +140,7 @@ to_stderr (enum nc_report_level level, const char *fmt, va_list args)
 {
   NC_FREE char *text = NULL;
 
-  if (level != NC_REPORT_ERROR)
+  if (level == NC_REPORT_DEBUG)
     return;
   if (vasprintf (&text, fmt, args) == -1) {
     text = NULL;
@@ -150,7 +150,7 @@ to_stderr (enum nc_report_level level, const char *fmt, va_list args)
   flockfile (stderr);
   progress_hide ();
   if (systemd_reads (STDERR_FILENO))
-    fputs (SYSTEMD_ERROR, stderr);
+    fputs (level == NC_REPORT_ERROR ? SYSTEMD_ERROR : SYSTEMD_NOTICE, stderr);
   fputs ("nbdchain: ", stderr);
   print_text (stderr, text);
   putc ('\n', stderr);

@@ -409,8 +409,8 @@ handle_interrupt (struct supervisor *s)
 {
   s->n_interrupts++;
   if (s->n_interrupts == 2)
-    nc_error ("everything is being made durable; a third SIGINT abandons "
-              "writes that no client has flushed");
+    nc_notice ("everything is being made durable; a third SIGINT abandons "
+               "writes that no client has flushed");
   if (s->n_interrupts < 3 || s->verdict != UNKNOWN)
     return;
   nc_error ("interrupted three times: writes that no client has flushed may "
@@ -448,12 +448,12 @@ give_notice (struct supervisor *s)
   if (!s->stopping || s->ended || now () < s->notice_at)
     return;
   s->notice_at += NEXT_NOTICE;
-  nc_error ("stopping for %" PRIu64 " s: waiting for %s",
-            (now () - s->stopping_since) / 1000,
-            s->verdict != UNKNOWN ? "nbdkit to end" :
-            s->pid == 0 ? "the next start of nbdkit" :
-            s->ready_at == 0 ? "nbdkit to open the image again" :
-            "nbdkit to make everything durable");
+  nc_notice ("stopping for %" PRIu64 " s: waiting for %s",
+             (now () - s->stopping_since) / 1000,
+             s->verdict != UNKNOWN ? "nbdkit to end" :
+             s->pid == 0 ? "the next start of nbdkit" :
+             s->ready_at == 0 ? "nbdkit to open the image again" :
+             "nbdkit to make everything durable");
 }
 
 /* Milliseconds until something is to be done without being woken. */

@@ -88,6 +88,7 @@ extern int restore_stdout (int saved);
  * priority of a line from what stands before it. */
 extern bool systemd_reads (int fd);
 #define SYSTEMD_ERROR "<3>"
+#define SYSTEMD_NOTICE "<5>"
 #define SYSTEMD_INFO "<6>"
 
 /* print.c */

@@ -35,12 +35,15 @@
 #include "report.h"
 #include "scope.h"
 
+enum op { OP_READ, OP_WRITE, OP_WRITE_DATA, OP_ZERO, N_OPS };
+
 struct file {
   struct nc_dev dev;
   int fd;
   bool block_device;
   dev_t st_dev;
   ino_t st_ino;
+  struct nc_repeat failures[N_OPS];
 
   /* The system tells of lost writes once: to one of two syncs that run at a
    * time.  So there is one at a time, and who arrives meanwhile shares the
@@ -62,9 +65,25 @@ file_of (const struct nc_dev *dev)
 /* Report a failed operation.  ENOTCONN, which a FUSE mount without its
  * daemon gives, means something else to our callers. */
 static int
-failed (struct nc_dev *dev, const char *what, uint64_t offset)
+failed (struct nc_dev *dev, enum op op, uint64_t offset)
 {
-  nc_error ("%s: %s at %" PRIu64 ": %m", dev->name, what, offset);
+  static const char *const what[] = {
+    [OP_READ] = "read", [OP_WRITE] = "write", [OP_ZERO] = "zeroing",
+    [OP_WRITE_DATA] = "write",
+  };
+  const bool full = errno == ENOSPC || errno == EDQUOT;
+  /* Full is full everywhere; else a place is as large as this. */
+  const unsigned cause = full ? (unsigned) errno
+    : (unsigned) ((offset >> 20) * 251 + errno) & 0xffff;
+  char more[NC_REPEAT_TEXT] = "";
+
+  /* What is not of a request comes once. */
+  if (op == OP_WRITE ||
+      nc_repeat_report (&file_of (dev)->failures[op], cause, more))
+    nc_error ("%s: %s at offset %" PRIu64 " of the file: %m%s%s", dev->name,
+              what[op], offset,
+              full ? "; make room: until then, what needs more room fails"
+              : "", more);
   if (errno == ENOTCONN)
     errno = EIO;
   return -1;
@@ -95,7 +114,7 @@ file_pread (struct nc_dev *dev, void *buf, size_t count, uint64_t offset)
     if (r == -1) {
       if (errno == EINTR)
         continue;
-      return failed (dev, "read", offset);
+      return failed (dev, OP_READ, offset);
     }
     if (r == 0) {               /* past the end */
       memset (p, 0, count);
@@ -125,7 +144,7 @@ iov_advance (struct iovec **iov, int *niov, size_t n)
 
 static int
 write_all (struct nc_dev *dev, struct iovec *iov, int niov, uint64_t offset,
-           int flags)
+           int flags, enum op op)
 {
   const int fd = file_of (dev)->fd;
 
@@ -144,7 +163,7 @@ write_all (struct nc_dev *dev, struct iovec *iov, int niov, uint64_t offset,
         errno = EIO;
       if (flags && errno == EOPNOTSUPP)
         return -1;
-      return failed (dev, "write", offset);
+      return failed (dev, op, offset);
     }
     offset += r;
     iov_advance (&iov, &niov, r);
@@ -156,7 +175,7 @@ static int
 file_pwritev (struct nc_dev *dev, struct iovec *iov, int niov,
               uint64_t offset)
 {
-  return write_all (dev, iov, niov, offset, 0);
+  return write_all (dev, iov, niov, offset, 0, OP_WRITE_DATA);
 }
 
 static int
@@ -165,7 +184,7 @@ file_pwrite (struct nc_dev *dev, const void *buf, size_t count,
 {
   struct iovec iov = { .iov_base = (void *) buf, .iov_len = count };
 
-  return write_all (dev, &iov, 1, offset, 0);
+  return write_all (dev, &iov, 1, offset, 0, OP_WRITE);
 }
 
 /* Be the only one who syncs, from here to end_sync. */
@@ -204,7 +223,7 @@ file_sync (struct nc_dev *dev)
     pthread_mutex_unlock (&f->sync_lock);
     r = fdatasync (f->fd);
     if (r == -1)
-      failed (dev, "sync", 0);
+      nc_error ("%s: sync: %m", dev->name);
     pthread_mutex_lock (&f->sync_lock);
     f->syncs_ended = f->syncs_started;
     end_sync_locked (f, r == -1);
@@ -224,7 +243,7 @@ write_dsync (struct file *f, struct iovec *iov, uint64_t offset)
   NC_LOCKED (&f->sync_lock);
   begin_sync_locked (f);
   pthread_mutex_unlock (&f->sync_lock);
-  r = write_all (&f->dev, iov, 1, offset, RWF_DSYNC);
+  r = write_all (&f->dev, iov, 1, offset, RWF_DSYNC, OP_WRITE);
   err = errno;
   if (r == -1 && err == EOPNOTSUPP)
     r = 1;
@@ -289,7 +308,7 @@ file_zero (struct nc_dev *dev, uint64_t offset, uint64_t count,
     if (r == 0)
       return 0;
     if (!is_unsupported (errno))
-      return failed (dev, "zeroing", offset);
+      return failed (dev, OP_ZERO, offset);
   }
   if (flags & NC_ZERO_FAST) {
     errno = ENOTSUP;

@@ -143,6 +143,7 @@ struct nbd {
   uint64_t first_limit, max_limit;     /* of a stall */
   bool absent;                         /* not probed at open */
   unsigned n_conns;
+  struct nc_repeat failures;           /* of reads, as the server says */
 
   pthread_mutex_t lock;
   pthread_cond_t changed;              /* CLOCK_MONOTONIC */
@@ -588,8 +589,8 @@ connect_conn (struct conn *conn)
 static void
 report_back (struct nbd *nbd, uint64_t since)
 {
-  nc_debug ("%s: is back after %.1f s", nbd->dev.name,
-            (double) (now () - since) / SEC);
+  nc_notice ("%s: is back after %.1f s", nbd->dev.name,
+             (double) (now () - since) / SEC);
 }
 
 static void
@@ -1084,6 +1085,7 @@ static int
 nbd_dev_pread (struct nc_dev *dev, void *buf, size_t count, uint64_t offset)
 {
   struct nbd *nbd = (struct nbd *) dev;
+  char more[NC_REPEAT_TEXT];
   char *p = buf;
 
   while (count > 0) {
@@ -1108,8 +1110,11 @@ nbd_dev_pread (struct nc_dev *dev, void *buf, size_t count, uint64_t offset)
       errno = error;
       return -1;
     default:
-      nc_error ("%s: read of %zu bytes at offset %" PRIu64 ": %s",
-                dev->name, count, offset, strerror (error));
+      if (nc_repeat_report (&nbd->failures, ((offset >> 20) * 251 + error)
+                            & 0xffff, more))
+        nc_error ("%s: read of %zu bytes at offset %" PRIu64 ": the server "
+                  "says: %s%s", dev->name, count, offset, strerror (error),
+                  more);
       errno = error == ENOMEM ? ENOMEM : EIO;
       return -1;
     }
