@@ -125,7 +125,7 @@ stop_server ()
   user touch "$own/secret"
   user nbdchain create -b "$own/secret" -F raw "$own/over.fvd" 8M
   chmod 0 "$own/secret"
-  refuses 'the backing "secret" cannot be opened: Permission denied' \
+  refuses '"secret" cannot be opened: Permission denied' \
     serve "$own/over.fvd" -U "$own/sock"
   [ ! -e "$own/sock" ]
 }
