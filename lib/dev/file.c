@@ -378,7 +378,10 @@ file_truncate (struct nc_dev *dev, uint64_t size)
   do
     r = ftruncate (f->fd, size);
   while (r == -1 && errno == EINTR);
-  return r == -1 ? failed (dev, "changing the size of the file", size) : 0;
+  if (r == -1)
+    nc_error ("%s: changing the size of the file to %" PRIu64 ": %m",
+              dev->name, size);
+  return r;
 }
 
 static const struct nc_dev_ops file_ops = {
