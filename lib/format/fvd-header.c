@@ -328,9 +328,9 @@ check (const struct nc_dev *dev, const struct fvd_header *h)
   if (h->journal.size % FVD_AREA_ALIGN != 0 ||
       h->journal.size > FVD_JOURNAL_MAX)
     return corrupt (dev, "journal of %" PRIu64 " bytes", h->journal.size);
-  if (h->seq > UINT64_MAX / 2)
+  if (h->seq > FVD_NUMBER_MAX)
     return corrupt (dev, "sequence number %" PRIu64, h->seq);
-  if (h->journal_tail == 0 || h->journal_tail > UINT64_MAX / 2)
+  if (h->journal_tail == 0 || h->journal_tail > FVD_NUMBER_MAX)
     return corrupt (dev, "journal tail %" PRIu64, h->journal_tail);
   if (h->flags & FVD_HAS_BACKING) {
     if (h->string[FVD_BACKING_FORMAT][0] == '\0')
@@ -404,9 +404,11 @@ fvd_header_read (struct nc_dev *dev, struct fvd_header *h)
   }
   if (!reserved_are_zero (copy))
     return corrupt (dev, "reserved bytes are not 0");
-  if (get_strings (dev, copy, h) == -1)
+  if (get_strings (dev, copy, h) == -1 || check (dev, h) == -1)
     return -1;
-  return check (dev, h);
+  if (!valid[0] || !valid[1])
+    h->flags &= ~FVD_CLEAN;
+  return 0;
 }
 
 bool

@@ -4,7 +4,9 @@
 /* Records of the journal: ranges of blocks that became allocated, a sector
  * each, in a ring.  A sector stands for itself, so records may be lost, torn
  * and replayed in any way: one that is valid is true, because it was written
- * after the data it speaks of was durable. */
+ * after the data it speaks of was durable.  One that is neither valid nor
+ * zeros has been damaged, for a sector is never written in part: what it
+ * said is not known, so the image is refused. */
 
 #include <config.h>
 
@@ -28,22 +30,93 @@ enum {
 enum { R_TYPE_ALLOCATED = 1, R_TYPE_PLACED = 2 };
 static const uint8_t magic[4] = "FVDJ";
 
-/* Whether SECTOR, at place INDEX, is a record that counts. */
+/* Ranges that are gathered before they go to the bitmap. */
+#define GATHER 65536
+
+/* Reading the journal. */
+struct replay {
+  struct fvd *f;
+  void (*fn) (void *opaque, uint64_t record);
+  void *opaque;
+  struct fvd_ranges ranges;     /* read, and not yet in the bitmap */
+};
+
+static bool
+is_zero (const uint8_t *sector)
+{
+  return sector[0] == 0 && memcmp (sector, sector + 1, FVD_SECTOR - 1) == 0;
+}
+
+/* Whether a sector, at place INDEX, is as it was written. */
+static bool
+is_intact (const struct fvd *f, const uint8_t *sector, uint64_t index)
+{
+  return is_zero (sector) ||
+    fvd_sector_is_valid (&f->h.uuid, FVD_JOURNAL, index, sector);
+}
+
+/* Whether SECTOR, intact and at place INDEX, is a record that counts.  One
+ * past the end of the ring does: the header may be the older copy, because
+ * the newer one is damaged. */
 static bool
 is_record (const struct fvd *f, const uint8_t *sector, uint64_t index)
 {
   uint64_t number = nc_get_le64 (sector + R_NUMBER);
 
   return memcmp (sector, magic, sizeof magic) == 0 &&
-    number >= f->h.journal_tail &&
-    number - f->h.journal_tail < f->journal.nsectors &&
-    number % f->journal.nsectors == index &&
-    fvd_sector_is_valid (&f->h.uuid, FVD_JOURNAL, index, sector);
+    number >= f->h.journal_tail && number % f->journal.nsectors == index;
 }
 
 static int
-apply_range (struct fvd *f, uint64_t number, uint64_t blk, uint32_t count)
+compare_ranges (const void *a, const void *b)
 {
+  const struct fvd_range *x = a, *y = b;
+
+  return x->blk < y->blk ? -1 : x->blk > y->blk;
+}
+
+static int
+set_range (struct fvd *f, uint64_t blk, uint64_t count)
+{
+  if (fvd_pages_load (f, blk, count) == -1)
+    return -1;
+  nc_bitmap_set (f->bm, blk, count);
+  return 0;
+}
+
+/* Bring what was gathered into the bitmap, each block once: records may hold
+ * the same huge ranges over and over, by design or by malice. */
+static int
+set_gathered (struct replay *replay)
+{
+  struct fvd_ranges *ranges = &replay->ranges;
+  struct fvd_range now;
+
+  if (ranges->n == 0)
+    return 0;
+  qsort (ranges->v, ranges->n, sizeof *ranges->v, compare_ranges);
+  now = ranges->v[0];
+  for (size_t i = 1; i < ranges->n; ++i) {
+    const struct fvd_range *r = &ranges->v[i];
+    const uint64_t end = now.blk + now.count;
+
+    if (r->blk <= end)
+      now.count = nc_max64 (end, r->blk + r->count) - now.blk;
+    else {
+      if (set_range (replay->f, now.blk, now.count) == -1)
+        return -1;
+      now = *r;
+    }
+  }
+  ranges->n = 0;
+  return set_range (replay->f, now.blk, now.count);
+}
+
+static int
+gather_range (struct replay *replay, uint64_t number, uint64_t blk,
+              uint32_t count)
+{
+  struct fvd *f = replay->f;
   const uint64_t nblocks = fvd_nblocks (&f->h);
 
   if (count == 0 || !nc_range_within (blk, count, nblocks)) {
@@ -53,22 +126,20 @@ apply_range (struct fvd *f, uint64_t number, uint64_t blk, uint32_t count)
     errno = EIO;
     return -1;
   }
-  if (fvd_pages_load (f, blk, count) == -1)
-    return -1;
-  nc_bitmap_set (f->bm, blk, count);
-  return 0;
+  return fvd_ranges_add (&replay->ranges, blk, count);
 }
 
 static int
-apply (struct fvd *f, const uint8_t *sector)
+apply (struct replay *replay, const uint8_t *sector)
 {
+  struct fvd *f = replay->f;
   const unsigned type = nc_get_le16 (sector + R_TYPE);
   const uint64_t number = nc_get_le64 (sector + R_NUMBER);
   const unsigned n = nc_get_le16 (sector + R_COUNT);
 
   if ((type != R_TYPE_ALLOCATED &&
        (type != R_TYPE_PLACED || !fvd_is_compact (&f->h))) ||
-      n == 0 || n > R_MAX || number > UINT64_MAX / 2) {
+      n == 0 || n > R_MAX || number > FVD_NUMBER_MAX) {
     nc_error ("%s: damaged journal: record %" PRIu64 " of type %u with %u "
               "ranges", f->dev->name, number, type, n);
     errno = EIO;
@@ -80,42 +151,83 @@ apply (struct fvd *f, const uint8_t *sector)
     uint32_t count = nc_get_le32 (p + 8);
 
     if (type == R_TYPE_PLACED ? fvd_chunks_replay (f, blk, count) == -1
-        : apply_range (f, number, blk, count) == -1)
+        : gather_range (replay, number, blk, count) == -1)
       return -1;
   }
+  return replay->ranges.n >= GATHER ? set_gathered (replay) : 0;
+}
+
+static int
+replay_sector (struct replay *replay, uint8_t *sector, uint64_t index)
+{
+  struct fvd *f = replay->f;
+  uint64_t number;
+
+  /* Who inspects an image in use may see a sector that is being written:
+   * he looks again. */
+  if (!is_intact (f, sector, index)) {
+    if (f->dev->ops->pread (f->dev, sector, FVD_SECTOR, f->h.journal.offset +
+                            index * FVD_SECTOR) == -1)
+      return -1;
+    if (!is_intact (f, sector, index)) {
+      nc_error ("%s: damaged journal: sector %" PRIu64 " has a wrong "
+                "checksum, so flushed writes may be missing; put the image "
+                "back from a copy", f->dev->name, index);
+      errno = EIO;
+      return -1;
+    }
+  }
+  if (!is_record (f, sector, index))
+    return 0;
+  if (apply (replay, sector) == -1)
+    return -1;
+  number = nc_get_le64 (sector + R_NUMBER);
+  f->journal.next = nc_max64 (f->journal.next, number + 1);
+  if (replay->fn)
+    replay->fn (replay->opaque, number);
   return 0;
+}
+
+static int
+replay_all (struct replay *replay, uint8_t *buf, size_t buf_size)
+{
+  struct fvd *f = replay->f;
+
+  for (uint64_t at = 0; at < f->h.journal.size; at += buf_size) {
+    size_t n = nc_min64 (buf_size, f->h.journal.size - at);
+
+    if (f->dev->ops->pread (f->dev, buf, n, f->h.journal.offset + at) == -1)
+      return -1;
+    for (size_t i = 0; i < n; i += FVD_SECTOR)
+      if (replay_sector (replay, buf + i, (at + i) / FVD_SECTOR) == -1)
+        return -1;
+  }
+  return set_gathered (replay);
 }
 
 int
 fvd_journal_replay (struct fvd *f,
                     void (*fn) (void *opaque, uint64_t record), void *opaque)
 {
-  const size_t chunk = 64 * 1024;
-  NC_FREE uint8_t *buf = malloc (chunk);
+  const size_t buf_size = 64 * 1024;
+  NC_FREE uint8_t *buf = malloc (buf_size);
+  struct replay replay = { .f = f, .fn = fn, .opaque = opaque };
+  int r;
 
   if (buf == NULL) {
     nc_error ("%s: journal: %m", f->dev->name);
     return -1;
   }
   f->journal.next = f->h.journal_tail;
-  for (uint64_t at = 0; at < f->h.journal.size; at += chunk) {
-    size_t n = nc_min64 (chunk, f->h.journal.size - at);
-
-    if (f->dev->ops->pread (f->dev, buf, n, f->h.journal.offset + at) == -1)
-      return -1;
-    for (size_t i = 0; i < n; i += FVD_SECTOR) {
-      uint64_t number = nc_get_le64 (buf + i + R_NUMBER);
-
-      if (!is_record (f, buf + i, (at + i) / FVD_SECTOR))
-        continue;
-      if (apply (f, buf + i) == -1)
-        return -1;
-      f->journal.next = nc_max64 (f->journal.next, number + 1);
-      if (fn)
-        fn (opaque, number);
-    }
+  r = replay_all (&replay, buf, buf_size);
+  free (replay.ranges.v);
+  /* The tail of an older header: what has left the ring since was needed no
+   * more. */
+  if (r == 0 && f->journal.next - f->h.journal_tail > f->journal.nsectors) {
+    f->h.journal_tail = f->journal.next - f->journal.nsectors;
+    f->journal.tail = f->h.journal_tail;
   }
-  return 0;
+  return r;
 }
 
 static uint64_t

@@ -130,6 +130,14 @@ fvd_begin (struct nc_layer *layer)
     fvd_chunks_begin (f);
   if (!(f->h.flags & FVD_CLEAN) && fvd_journal_replay (f, NULL, NULL) == -1)
     return -1;
+  if (f->h.seq > FVD_NUMBER_MAX_BEGIN ||
+      f->journal.next > FVD_NUMBER_MAX_BEGIN) {
+    nc_error ("%s: header number %" PRIu64 " and record number %" PRIu64
+              " can only come from damage; the image can be read, not "
+              "written", f->dev->name, f->h.seq, f->journal.next);
+    errno = EROFS;
+    return -1;
+  }
   if (fvd_flush_open (f) == -1)
     return -1;
   if (adopt) {
@@ -634,5 +642,7 @@ nc_fvd_retire (struct nc_layer *layer, const nc_uuid *successor,
     return -1;
   f->h.flags |= FVD_RETIRED;
   f->h.successor_uuid = *successor;
-  return fvd_header_sync (f);
+  /* In both copies: with one of them damaged there must not be two images
+   * that can be written. */
+  return fvd_header_sync (f) == -1 ? -1 : fvd_header_sync (f);
 }

@@ -27,6 +27,10 @@
 #define FVD_JOURNAL_MIN (UINT64_C (16) << 10)
 #define FVD_JOURNAL_MAX (UINT64_C (1) << 30)
 #define FVD_SIZE_MAX (UINT64_C (1) << 62)
+/* Largest number of a header or record.  Who opens an image for writing wants
+ * a distance from it that no life of writing covers. */
+#define FVD_NUMBER_MAX (UINT64_MAX / 2)
+#define FVD_NUMBER_MAX_BEGIN (UINT64_MAX / 4)
 #define FVD_SUMMARY_PAGES 2016  /* that a sector of the summary tells of */
 
 #define FVD_CHUNK_BITS 20
@@ -106,7 +110,8 @@ fvd_nblocks (const struct fvd_header *h)
 
 /* fvd-header.c */
 
-/* Read both copies and check every field of the one that counts.
+/* Read both copies and check every field of the one that counts.  If it is
+ * the only one, it is taken as not clean: the other may have been newer.
  * Returns -1 on error, reported with the name of DEV. */
 extern int fvd_header_read (struct nc_dev *dev, struct fvd_header *h);
 

@@ -206,6 +206,8 @@ read_header (struct fvd_reader *r)
   r->size = LE64 (h + FVD_AT_SIZE);
   bits = LE32 (h + FVD_AT_BLOCK_BITS);
   r->flags = LE32 (h + FVD_AT_FLAGS);
+  if (r->copies == 1)           /* the other one may have been newer */
+    r->flags &= ~1u;
   r->tail = LE64 (h + FVD_AT_TAIL);
   r->data_offset = LE64 (h + FVD_AT_DATA);
   r->backing_size = LE64 (h + FVD_AT_BACKING_SIZE);
@@ -300,6 +302,9 @@ read_journal (struct fvd_reader *r)
     uint64_t number = LE64 (s + 8);
     unsigned n = LE16 (s + 6);
 
+    if (!(r->flags & 1) && !is_zero (s, 512) &&
+        LE64 (s + 504) != checksum (r->header + FVD_AT_UUID, 3, i, s))
+      FAIL (r, "journal sector %" PRIu64, i);
     if (memcmp (s, "FVDJ", 4) != 0 || number < r->tail ||
         number % r->journal_sectors != i ||
         LE64 (s + 504) != checksum (r->header + FVD_AT_UUID, 3, i, s))
@@ -317,7 +322,7 @@ read_journal (struct fvd_reader *r)
           return -1;
         continue;
       }
-      if (blk > r->nblocks || count > r->nblocks - blk)
+      if (count == 0 || blk > r->nblocks || count > r->nblocks - blk)
         FAIL (r, "record %" PRIu64 ": range outside the disk", number);
       memset (r->allocated + blk, 1, count);
     }
