@@ -33,6 +33,7 @@
 
 #include "report.h"
 #include "scope.h"
+#include "text.h"
 
 #define NBD_PORT 10809
 #define LINKS_MAX 40            /* as the kernel's own limit */
@@ -65,44 +66,6 @@ struct nc_allow {
 /* ------------------------------------------------------------------ */
 /* Text for messages. */
 
-/* The length of the valid UTF-8 character at S, or 0, and its code. */
-static size_t
-decode_utf8 (const unsigned char *s, uint32_t *code)
-{
-  static const uint32_t least[] = { 0, 0, 0x80, 0x800, 0x10000 };
-  size_t len, i;
-
-  if (s[0] < 0x80) {
-    *code = s[0];
-    return 1;
-  }
-  len = s[0] >= 0xf5 ? 0 : s[0] >= 0xf0 ? 4 : s[0] >= 0xe0 ? 3 :
-    s[0] >= 0xc2 ? 2 : 0;
-  if (len == 0)
-    return 0;
-  *code = s[0] & (0xff >> (len + 1));
-  for (i = 1; i < len; ++i) {
-    if ((s[i] & 0xc0) != 0x80)
-      return 0;
-    *code = *code << 6 | (s[i] & 0x3f);
-  }
-  if (*code < least[len] || *code > 0x10ffff ||
-      (*code >= 0xd800 && *code <= 0xdfff))
-    return 0;
-  return len;
-}
-
-/* Characters that would act on a terminal instead of being shown, or that
- * end or reorder a line. */
-static bool
-is_unprintable (uint32_t code)
-{
-  return code < 0x20 || (code >= 0x7f && code < 0xa0) ||
-    code == 0x61c || (code >= 0x200b && code <= 0x200f) ||
-    (code >= 0x2028 && code <= 0x202e) ||
-    (code >= 0x2066 && code <= 0x2069) || code == 0xfeff;
-}
-
 /* TEXT with quotes around it and everything odd in it escaped.  Allocated;
  * NULL with errno set, reported. */
 static char *
@@ -110,7 +73,7 @@ quote (const char *text)
 {
   const unsigned char *s = (const unsigned char *) text;
   char *out = malloc (strlen (text) * 4 + 3), *p = out;
-  uint32_t code;
+  bool printable;
   size_t len, i;
 
   if (out == NULL) {
@@ -119,7 +82,7 @@ quote (const char *text)
   }
   *p++ = '"';
   while (*s) {
-    len = decode_utf8 (s, &code);
+    len = nc_text_next ((const char *) s, &printable);
     if (*s == '"' || *s == '\\') {
       *p++ = '\\';
       *p++ = *s++;
@@ -129,9 +92,7 @@ quote (const char *text)
       *p++ = 'n';
       s++;
     }
-    else if (len == 0 || is_unprintable (code)) {
-      if (len == 0)
-        len = 1;
+    else if (!printable) {
       for (i = 0; i < len; ++i)
         p += sprintf (p, "\\x%02x", *s++);
     }

@@ -27,7 +27,9 @@
 #include "chain.h"
 #include "ref.h"
 #include "report.h"
+#include "scope.h"
 #include "supervise.h"
+#include "text.h"
 
 #define THREAD_MODEL NBDKIT_THREAD_MODEL_PARALLEL
 #define MAX_WAITING_DEFAULT 15  /* one less than nbdkit's default threads */
@@ -57,11 +59,16 @@ static struct nc_supervise *supervise;
 static void
 to_nbdkit (enum nc_report_level level, const char *fmt, va_list args)
 {
+  /* References found in images are hostile: nothing in them may steer a
+   * terminal, or look like a message of its own in a log. */
+  NC_FREE char *text = nc_text_format (fmt, args);
+  const char *shown = text ? text : "no memory for a message";
+
   /* nbdkit shows errors only, unless it is debugged. */
   if (level == NC_REPORT_DEBUG)
-    nbdkit_vdebug (fmt, args);
+    nbdkit_debug ("%s", shown);
   else
-    nbdkit_verror (fmt, args);
+    nbdkit_error ("%s", shown);
 }
 
 static void

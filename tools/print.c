@@ -16,6 +16,7 @@
 
 #include "report.h"
 #include "scope.h"
+#include "text.h"
 
 /* Columns of a label with its colon and the space behind. */
 #define LABEL_WIDTH 14
@@ -65,48 +66,33 @@ percent_text (uint64_t part, uint64_t whole, char buf[PERCENT_TEXT])
   return buf;
 }
 
-/* Whether the text at S begins with a character that may steer a terminal:
- * ASCII controls, and the second set of them (U+0080 to U+009F) in
- * UTF-8. */
-static bool
-is_control (const unsigned char *s)
-{
-  if (*s < 0x20 || *s == 0x7f)
-    return true;
-  return *s == 0xc2 && s[1] >= 0x80 && s[1] <= 0x9f;
-}
-
 void
 print_text (FILE *fp, const char *text)
 {
-  const unsigned char *s = (const unsigned char *) text;
+  while (*text != '\0') {
+    bool printable;
+    size_t len = nc_text_next (text, &printable);
 
-  for (; *s != '\0'; s++)
-    if (!is_control (s))
-      putc (*s, fp);
-    else if (*s == 0xc2) {
-      fprintf (fp, "\\x%02x\\x%02x", s[0], s[1]);
-      s++;
-    }
-    else
-      fprintf (fp, "\\x%02x", *s);
+    for (; len > 0; len--, text++)
+      if (printable)
+        putc (*text, fp);
+      else
+        fprintf (fp, "\\x%02x", (unsigned char) *text);
+  }
 }
 
 int
 text_width (const char *text)
 {
-  const unsigned char *s = (const unsigned char *) text;
   int width = 0;
 
-  for (; *s != '\0'; s++)
-    if (!is_control (s))
-      width += (*s & 0xc0) != 0x80;     /* count no continuation bytes */
-    else if (*s == 0xc2) {
-      width += 8;
-      s++;
-    }
-    else
-      width += 4;
+  while (*text != '\0') {
+    bool printable;
+    size_t len = nc_text_next (text, &printable);
+
+    width += printable ? 1 : 4 * (int) len;
+    text += len;
+  }
   return width;
 }
 

@@ -105,8 +105,8 @@ extern const char *percent_text (uint64_t part, uint64_t whole,
                                  char buf[PERCENT_TEXT])
   __attribute__ ((__nonnull__ (3)));
 
-/* Print TEXT so that it cannot steer a terminal: control characters come
- * out as \xNN.  Text from an image is hostile. */
+/* Print TEXT so that it cannot steer a terminal: what is not printable
+ * (text.h) comes out as \xNN.  Text from an image is hostile. */
 extern void print_text (FILE *fp, const char *text)
   __attribute__ ((__nonnull__ (1, 2)));
 
