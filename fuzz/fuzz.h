@@ -56,6 +56,7 @@ extern struct mem_disk *fuzz_image_new (enum fuzz_image_kind kind);
 /* Where its areas are. */
 enum { FUZZ_SUMMARY_AT = 8192, FUZZ_BITMAP_AT = 12288,
        FUZZ_JOURNAL_AT = 16384, FUZZ_JOURNAL_SECTORS = 32,
+       FUZZ_JOURNAL_END = FUZZ_JOURNAL_AT + FUZZ_JOURNAL_SECTORS * 512,
        FUZZ_DATA_AT = 1 << 20 };
 
 /* What is left as it is by fuzz_seal. */
