@@ -173,7 +173,8 @@ print_json (json_t *root)
     nc_error ("out of memory for the JSON output");
     return EXIT_FAILED;
   }
-  r = json_dumpf (root, stdout, JSON_INDENT (2));
+  /* ASCII: U+009B, for one, would steer a terminal. */
+  r = json_dumpf (root, stdout, JSON_INDENT (2) | JSON_ENSURE_ASCII);
   json_decref (root);
   if (r == -1 || putchar ('\n') == EOF)
     return EXIT_FAILED;         /* main sees why when it closes stdout */
