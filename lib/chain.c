@@ -93,6 +93,49 @@ open_offline (const char *ref, const struct nc_backing *backing)
 
 /* Opening a backing. */
 
+/* Refuse the file PATH if it is in the chain already.  Before it is opened as
+ * a device: its lock would be in the way of our own. */
+static int
+refuse_cycle (const struct build *b, const char *path, const struct stat *st)
+{
+  dev_t dev;
+  ino_t ino;
+
+  for (size_t i = 0; i < b->n; ++i)
+    if (nc_dev_file_id (b->layers[i]->dev, &dev, &ino) == 0 &&
+        dev == st->st_dev && ino == st->st_ino) {
+      nc_error ("%s: the chain comes back to this image, which is above it "
+                "already; correct the backing of '%s'", path,
+                b->layers[b->n - 1]->path);
+      errno = ELOOP;
+      return -1;
+    }
+  return 0;
+}
+
+/* The device of the file REF, found in the image ABOVE. */
+static struct nc_dev *
+open_file_ref (struct build *b, const struct nc_layer *above,
+               const char *ref, char **path)
+{
+  NC_CLOSE int fd = nc_ref_open_file (ref, above->path, b->opts->allow,
+                                      O_RDONLY | O_CLOEXEC, path);
+  struct stat st;
+  int dev_fd;
+
+  if (fd == -1)
+    return NULL;
+  if (fstat (fd, &st) == -1) {
+    nc_error ("%s: %m", *path);
+    return NULL;
+  }
+  if (refuse_cycle (b, *path, &st) == -1)
+    return NULL;
+  dev_fd = fd;
+  fd = -1;
+  return nc_dev_open_fd (dev_fd, *path, 0);
+}
+
 /* The device that REF, found in the image ABOVE or given by the operator,
  * names.  *path is set to what to call it. */
 static struct nc_dev *
@@ -101,17 +144,14 @@ open_ref (struct build *b, const struct nc_layer *above, const char *ref,
 {
   const struct nc_chain_options *opts = b->opts;
   enum nc_ref_kind kind;
-  int fd;
+  struct stat st;
 
   if (nc_ref_kind (ref, &kind) == -1) {
     nc_error ("%s: its backing cannot be used", above->path);
     return NULL;
   }
-  if (kind == NC_REF_FILE && !from_operator) {
-    fd = nc_ref_open_file (ref, above->path, opts->allow,
-                           O_RDONLY | O_CLOEXEC, path);
-    return fd == -1 ? NULL : nc_dev_open_fd (fd, *path, 0);
-  }
+  if (kind == NC_REF_FILE && !from_operator)
+    return open_file_ref (b, above, ref, path);
 
   *path = strdup (ref);
   if (*path == NULL) {
@@ -119,7 +159,8 @@ open_ref (struct build *b, const struct nc_layer *above, const char *ref,
     return NULL;
   }
   if (kind == NC_REF_FILE)
-    return nc_dev_open_file (ref, 0);
+    return stat (ref, &st) == 0 && refuse_cycle (b, ref, &st) == -1 ? NULL
+      : nc_dev_open_file (ref, 0);
   if (kind == NC_REF_COMMAND && !from_operator) {
     nc_error ("%s: names a command as its backing, '%s'; a command is never "
               "taken from an image: give it with base= (\"nbdchain\": "
@@ -229,25 +270,10 @@ refuse_shared_data (const struct build *b, const struct nc_layer *layer)
 }
 
 static int
-refuse_cycle (const struct build *b, const struct nc_layer *layer)
-{
-  for (size_t i = 0; i < b->n; ++i)
-    if (is_same_file (layer->dev, b->layers[i]->dev)) {
-      nc_error ("%s: the chain comes back to this image, which is above it "
-                "already; correct the backing of '%s'", layer->path,
-                b->layers[b->n - 1]->path);
-      errno = ELOOP;
-      return -1;
-    }
-  return 0;
-}
-
-static int
 push (struct build *b, struct nc_layer *layer)
 {
   if (b->n > 0 && (check_backing (b->layers[b->n - 1], layer) == -1 ||
-                   refuse_early (b->layers[b->n - 1], layer) == -1 ||
-                   refuse_cycle (b, layer) == -1)) {
+                   refuse_early (b->layers[b->n - 1], layer) == -1)) {
     nc_layer_close (layer);
     return -1;
   }
