@@ -262,7 +262,7 @@ for at in {0, n // 2, max(n - 9000, 0)}:
 
 @test "nothing in an image steers a terminal" {
   local evil=$'e\e]0;owned\a\n\rnbdkit: error: all is well\xc2\x9b31m\xe2\x80\xaex\xff\x9b'
-  local field how format
+  local field how
   for field in reference format identity successor; do
     fvdimage new a.fvd 1000000
     fvdimage set a.fvd flags=3 reference=base.raw format=raw
