@@ -213,6 +213,8 @@ read_header (struct fvd_reader *r)
   r->backing_size = LE64 (h + FVD_AT_BACKING_SIZE);
   if (r->size > UINT64_C (1) << 62 || bits < 12 || bits > 21)
     FAIL (r, "size or block size");
+  if (r->seq >> 63 || r->tail >> 63)
+    FAIL (r, "numbers");
   if (r->flags & ~15u)
     FAIL (r, "flags");
   if (!is_zero (h + 228, 4) || !is_zero (h + 248, 8) ||
@@ -311,7 +313,8 @@ read_journal (struct fvd_reader *r)
       continue;
     r->records++;
     if ((LE16 (s + 4) != 1 && (LE16 (s + 4) != 2 || r->chunk == 0)) ||
-        n < 1 || n > 40 || !is_zero (s + 24 + 12 * n, 480 - 12 * n))
+        n < 1 || n > 40 || number >> 63 ||
+        !is_zero (s + 24 + 12 * n, 480 - 12 * n))
       FAIL (r, "record %" PRIu64, number);
     for (unsigned j = 0; j < n; ++j) {
       uint64_t blk = LE64 (s + 24 + 12 * j);
