@@ -32,6 +32,7 @@
 #include <unistd.h>
 
 #include "checked.h"
+#include "dev/holder.h"
 #include "report.h"
 #include "scope.h"
 
@@ -403,28 +404,35 @@ enum { PERM_READ = 0, PERM_WRITE = 1, PERM_RESIZE = 3 };
 enum { LOCK_USED = 100, LOCK_UNSHARED = 200 };
 
 /* One byte.  cmd: F_OFD_SETLK (take it) or F_OFD_GETLK (is it held by
- * somebody else?).  Returns 0, 1 (conflict), or -1. */
+ * somebody else?).  Returns 0, 1 (conflict, with *holder), or -1. */
 static int
-lock_byte (int fd, int cmd, off_t byte)
+lock_byte (int fd, int cmd, off_t byte, struct flock *holder)
 {
-  struct flock fl = {
+  const struct flock fl = {
     .l_type = cmd == F_OFD_GETLK ? F_WRLCK : F_RDLCK,
     .l_whence = SEEK_SET,
     .l_start = byte,
     .l_len = 1,
   };
 
-  if (fcntl (fd, cmd, &fl) == -1)
-    return errno == EAGAIN || errno == EACCES ? 1 : -1;
-  return cmd == F_OFD_GETLK && fl.l_type != F_UNLCK;
+  *holder = fl;
+  if (fcntl (fd, cmd, holder) == 0)
+    return cmd == F_OFD_GETLK && holder->l_type != F_UNLCK;
+  if (errno != EAGAIN && errno != EACCES)
+    return -1;
+  /* Somebody, not one of us or QEMU, has locked it for writing. */
+  *holder = fl;
+  if (fcntl (fd, F_OFD_GETLK, holder) == -1)
+    return -1;
+  return 1;
 }
 
 /* Apply CMD to the bytes of the permissions PERMS behind BASE. */
 static int
-lock_bytes (int fd, int cmd, off_t base, unsigned perms)
+lock_bytes (int fd, int cmd, off_t base, unsigned perms, struct flock *holder)
 {
   for (unsigned p = 0; perms >> p; ++p) {
-    int r = perms & PERM (p) ? lock_byte (fd, cmd, base + p) : 0;
+    int r = perms & PERM (p) ? lock_byte (fd, cmd, base + p, holder) : 0;
 
     if (r != 0)
       return r;
@@ -432,32 +440,42 @@ lock_bytes (int fd, int cmd, off_t base, unsigned perms)
   return 0;
 }
 
+/* Another one has the image, and HOLDER is its lock that is in our way. */
+static int
+report_holder (const struct file *f, const struct flock *holder)
+{
+  char name[64];
+
+  nc_holder_name (f->fd, holder, name, sizeof name);
+  nc_error ("%s: in use by %s, which %s; stop that first", f->dev.name, name,
+            holder->l_start < LOCK_UNSHARED ? "may write it"
+            : f->dev.writable ? "lets nobody else write it"
+            : "lets nobody else read it");
+  errno = EBUSY;
+  return -1;
+}
+
 static int
 take_locks (struct file *f)
 {
   const unsigned unshared = PERM (PERM_WRITE) | PERM (PERM_RESIZE);
   const unsigned used = PERM (PERM_READ) | (f->dev.writable ? unshared : 0);
+  struct flock holder;
   int r;
 
-  r = lock_bytes (f->fd, F_OFD_SETLK, LOCK_USED, used);
+  r = lock_bytes (f->fd, F_OFD_SETLK, LOCK_USED, used, &holder);
   if (r == 0)
-    r = lock_bytes (f->fd, F_OFD_SETLK, LOCK_UNSHARED, unshared);
+    r = lock_bytes (f->fd, F_OFD_SETLK, LOCK_UNSHARED, unshared, &holder);
+  /* A writer is what a user wants to know of first. */
   if (r == 0)
-    r = lock_bytes (f->fd, F_OFD_GETLK, LOCK_UNSHARED, used);
+    r = lock_bytes (f->fd, F_OFD_GETLK, LOCK_USED, unshared, &holder);
   if (r == 0)
-    r = lock_bytes (f->fd, F_OFD_GETLK, LOCK_USED, unshared);
+    r = lock_bytes (f->fd, F_OFD_GETLK, LOCK_UNSHARED, used, &holder);
   if (r == -1) {
     nc_debug ("%s: no locks here: %m", f->dev.name);
     return 0;
   }
-  if (r == 1) {
-    nc_error ("%s: in use by another process%s; stop that first",
-              f->dev.name,
-              f->dev.writable ? "" : ", which writes to it");
-    errno = EBUSY;
-    return -1;
-  }
-  return 0;
+  return r == 1 ? report_holder (f, &holder) : 0;
 }
 
 /* Find out what FD is and how large. */
