@@ -181,9 +181,10 @@ open_ref (struct build *b, const struct nc_layer *above, const char *ref,
     return open_offline (ref, &above->backing);
   /* Clients are waiting, and most of what they need may be local. */
   if (b->resuming)
-    return nc_dev_open_nbd_absent (ref, opts->retry, above->backing.size,
+    return nc_dev_open_nbd_absent (ref, opts->retry, opts->tls,
+                                   above->backing.size,
                                    above->backing.identity);
-  return nc_dev_open_nbd (ref, opts->retry);
+  return nc_dev_open_nbd (ref, opts->retry, opts->tls);
 }
 
 /* Whether LAYER is what ABOVE recorded as its backing. */
@@ -436,7 +437,7 @@ open_top_remote (const struct nc_chain_options *opts)
     errno = EROFS;
     return NULL;
   }
-  return nc_dev_open_nbd (opts->image, opts->retry);
+  return nc_dev_open_nbd (opts->image, opts->retry, opts->tls);
 }
 
 static int

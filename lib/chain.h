@@ -21,6 +21,7 @@ struct nc_allow;
 struct nc_chain;
 struct nc_export;
 struct nc_image_info;
+struct nc_tls;
 
 struct nc_chain_options {
   const char *image;            /* path of the top image */
@@ -35,6 +36,8 @@ struct nc_chain_options {
                                    its base is given by the operator. */
   const struct nc_allow *allow; /* NULL: nothing beyond the directories of
                                    the images; used only during the call */
+  const struct nc_tls *tls;     /* for remotes with TLS; NULL: nothing given;
+                                   used only during the call */
   unsigned retry;               /* seconds that a request waits for a
                                    remote; 0 = for ever */
   int memory_fd;                /* memfd that outlives the process, not

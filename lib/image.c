@@ -282,7 +282,7 @@ learn_backing (const struct nc_image_create_options *opts,
   if (b->ref == NULL)
     return -1;
   dev = kind == NC_REF_FILE ? nc_dev_open_file (ref, 0)
-    : nc_dev_open_nbd (ref, 10);
+    : nc_dev_open_nbd (ref, 10, opts->tls);
   return dev ? learn_from_device (dev, ref, opts->backing_format, b) : -1;
 }
 

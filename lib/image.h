@@ -12,6 +12,7 @@
 #include <stdint.h>
 
 struct nc_allow;
+struct nc_tls;
 
 #define NC_UUID_TEXT 37         /* "xxxxxxxx-...", with the final NUL */
 
@@ -90,6 +91,7 @@ struct nc_image_create_options {
   const char *backing;          /* reference as the operator gives it,
                                    relative to the current directory */
   const char *backing_format;   /* needed with a backing: never guessed */
+  const struct nc_tls *tls;     /* for a backing with TLS, or NULL */
   uint32_t block_size;          /* 0 = default */
   uint64_t journal_size;        /* 0 = default */
   const char *data_file;        /* where the data is to be, as the operator

@@ -30,6 +30,7 @@
 #include "scope.h"
 #include "supervise.h"
 #include "text.h"
+#include "tls.h"
 
 #define THREAD_MODEL NBDKIT_THREAD_MODEL_PARALLEL
 #define MAX_WAITING_DEFAULT 15  /* one less than nbdkit's default threads */
@@ -41,6 +42,7 @@ static struct {
   char *format;
   char *base;
   struct nc_allow *allow;
+  char *tls_certificates, *tls_psk, *tls_username;      /* for remotes */
   unsigned retry, max_waiting;
   enum detect_zeroes detect_zeroes;
   int follow, read_only;
@@ -89,6 +91,9 @@ chain_unload (void)
   free (config.image);
   free (config.format);
   free (config.base);
+  free (config.tls_certificates);
+  free (config.tls_psk);
+  free (config.tls_username);
 }
 
 /* Options. */
@@ -106,6 +111,17 @@ config_string (const char *key, const char *value, char **to)
     return -1;
   }
   return 0;
+}
+
+/* A path that is used later, when the directory may be another one. */
+static int
+config_path (const char *key, const char *value, char **to)
+{
+  char *path = nbdkit_absolute_path (value);
+  int r = path ? config_string (key, path, to) : -1;
+
+  free (path);
+  return r;
 }
 
 static int
@@ -160,6 +176,12 @@ chain_config (const char *key, const char *value)
     return config_string (key, value, &config.base);
   if (strcmp (key, "allow") == 0)
     return config.allow ? nc_allow_add (config.allow, value) : -1;
+  if (strcmp (key, "remote-tls-certificates") == 0)
+    return config_path (key, value, &config.tls_certificates);
+  if (strcmp (key, "remote-tls-psk") == 0)
+    return config_path (key, value, &config.tls_psk);
+  if (strcmp (key, "remote-tls-username") == 0)
+    return config_string (key, value, &config.tls_username);
   if (strcmp (key, "retry") == 0)
     return nbdkit_parse_unsigned (key, value, &config.retry);
   if (strcmp (key, "max-waiting") == 0)
@@ -185,6 +207,16 @@ chain_config_complete (void)
     nbdkit_error ("name the top image of the chain: nbdkit chain IMAGE");
     return -1;
   }
+  if (config.tls_certificates && config.tls_psk) {
+    nbdkit_error ("remote-tls-certificates= and remote-tls-psk= exclude each "
+                  "other: there is one way to trust all remotes");
+    return -1;
+  }
+  if (config.tls_username && config.tls_psk == NULL) {
+    nbdkit_error ("remote-tls-username= goes with remote-tls-psk=, which is "
+                  "missing");
+    return -1;
+  }
   return 0;
 }
 
@@ -195,6 +227,12 @@ chain_config_complete (void)
   "                      may be repeated.\n" \
   "base=<REFERENCE>      Use this base in place of the one in the lowest\n" \
   "                      image: a file, an NBD URI or '[ command args ]'.\n" \
+  "remote-tls-certificates=<DIR>\n" \
+  "                      For remotes named nbds: the directory with the\n" \
+  "                      ca-cert.pem that signed their certificates.\n" \
+  "remote-tls-psk=<FILE> For remotes named nbds: a file of keys instead.\n" \
+  "remote-tls-username=<NAME>\n" \
+  "                      Whose key in that file; needed if it has several.\n" \
   "retry=<SECONDS>       How long requests wait for a remote that cannot be\n" \
   "                      reached; 0 is for ever (default: 60).\n" \
   "max-waiting=<N>       How many requests of a connection may wait for a\n" \
@@ -225,11 +263,17 @@ cannot_be_written (void)
 static int
 chain_get_ready (void)
 {
+  const struct nc_tls tls = {
+    .certificates = config.tls_certificates,
+    .psk = config.tls_psk,
+    .username = config.tls_username,
+  };
   struct nc_chain_options opts = {
     .image = config.image,
     .format = config.format,
     .base = config.base,
     .allow = config.allow,
+    .tls = &tls,
     .retry = config.retry,
     .memory_fd = config.memory_fd,
     .read_only = config.read_only || cannot_be_written (),

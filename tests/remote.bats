@@ -1163,30 +1163,3 @@ END
   [[ $output == "nbdchain: $remote: "* ]]
   [ ! -e a.fvd ]
 }
-
-# --- TLS ------------------------------------------------------------------
-
-@test "nbds:// is refused, and the reason is TLS" {
-  base_up
-  local ref
-  for ref in nbds://127.0.0.1/x "nbds+unix:///?socket=$PWD/base.sock"; do
-    run -1 timeout 30 "$NBDCHAIN" create -b "$ref" -F raw a.fvd
-    [[ $output == "nbdchain: "*"$ref"*TLS* ]]
-    [ ! -e a.fvd ]
-    overlay b.fvd
-    nbdkit_with_chain
-    run -1 timeout 30 "${nbdkit[@]}" -U - "$NBDCHAIN_PLUGIN" b.fvd \
-      "base=$ref" --run true
-    [[ $output == *"$ref"*TLS* ]]
-    rm b.fvd
-  done
-}
-
-@test "a remote that insists on TLS is an error" {
-  echo "user:000102030405060708090a0b0c0d0e0f" >psk
-  chmod 600 psk
-  base_up base.raw --tls=require --tls-psk="$PWD/psk"
-  run -1 timeout 30 "$NBDCHAIN" create -b "$remote" -F raw a.fvd
-  [[ $output == "nbdchain: $remote: "* ]]
-  [ ! -e a.fvd ]
-}

@@ -17,6 +17,7 @@
 #include "compare.h"
 #include "progress.h"
 #include "report.h"
+#include "tls.h"
 #include "scope.h"
 
 static const char help[] =
@@ -41,6 +42,13 @@ static const char help[] =
   "      --base=REF         use REF in place of the backing that the lowest\n"
   "                         image of A names\n"
   "      --base-b=REF       the same for B\n"
+  "      --remote-tls-certificates=DIR\n"
+  "                         for remotes named nbds: the directory of the\n"
+  "                         ca-cert.pem that signed their certificates\n"
+  "      --remote-tls-psk=FILE\n"
+  "                         for remotes named nbds: a file of keys instead\n"
+  "      --remote-tls-username=NAME\n"
+  "                         whose key in that file; needed if it has several\n"
   "      --progress         show the progress, also where standard error is\n"
   "                         no terminal\n"
   "      --json             print the result as JSON\n"
@@ -63,6 +71,7 @@ static const struct option options[] = {
   { "allow", required_argument, NULL, OPT_ALLOW },
   { "base", required_argument, NULL, OPT_BASE },
   { "base-b", required_argument, NULL, OPT_BASE_B },
+  REMOTE_TLS_OPTIONS,
   { "progress", no_argument, NULL, OPT_PROGRESS },
   { "json", no_argument, NULL, OPT_JSON },
   { "help", no_argument, NULL, 'h' },
@@ -82,6 +91,7 @@ struct disk {
 struct comparison {
   struct disk a, b;
   struct chain_args args;
+  struct nc_tls tls;
   bool all, strict, json, progress;
   uint64_t limit;
 
@@ -104,7 +114,8 @@ is_equal (const struct comparison *c)
 }
 
 static int
-open_disk (struct disk *disk, const struct chain_args *args)
+open_disk (struct disk *disk, const struct chain_args *args,
+           const struct nc_tls *tls)
 {
   disk->chain = nc_chain_open (&(struct nc_chain_options) {
       .image = disk->name,
@@ -112,6 +123,7 @@ open_disk (struct disk *disk, const struct chain_args *args)
       .format = disk->format,
       .base = disk->base,
       .allow = args->allow,
+      .tls = tls,
       .retry = NC_RETRY_DEFAULT,
       .memory_fd = -1,
       .read_only = true,
@@ -163,8 +175,8 @@ compare_disks (struct comparison *c)
 static int
 open_and_compare (struct comparison *c)
 {
-  int r = open_disk (&c->a, &c->args) == -1 ||
-    open_disk (&c->b, &c->args) == -1 ? -1 : 0;
+  int r = open_disk (&c->a, &c->args, &c->tls) == -1 ||
+    open_disk (&c->b, &c->args, &c->tls) == -1 ? -1 : 0;
 
   if (r == 0 && (c->all || !sizes_matter (c)))
     r = compare_disks (c);
@@ -368,9 +380,12 @@ parse_options (struct comparison *c, int argc, char *argv[], bool *ended)
       *ended = true;
       return EXIT_DONE;
     default:
-      return usage_error (argv[0]);
+      if (!remote_tls_option (&c->tls, opt, optarg))
+        return usage_error (argv[0]);
     }
 
+  if (remote_tls_check (&c->tls) == -1)
+    return usage_error (argv[0]);
   if (argc - optind != 2) {
     nc_error ("two names are needed: the disks A and B");
     return usage_error (argv[0]);

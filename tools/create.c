@@ -15,6 +15,7 @@
 #include "image.h"
 #include "ref.h"
 #include "report.h"
+#include "tls.h"
 
 static const char help[] =
   "nbdchain create: make an image\n"
@@ -38,6 +39,13 @@ static const char help[] =
   "                         for storage that has no holes\n"
   "      --grow-unit=N      with --compact: by how much the file grows at a\n"
   "                         time (default: 64M)\n"
+  "      --remote-tls-certificates=DIR\n"
+  "                         for a backing named nbds: the directory of\n"
+  "                         ca-cert.pem, which its certificate is signed by\n"
+  "      --remote-tls-psk=FILE\n"
+  "                         for a backing named nbds: a file of keys instead\n"
+  "      --remote-tls-username=NAME\n"
+  "                         whose key in that file; needed if it has several\n"
   "      --json             describe the new image as JSON\n"
   "  -h, --help             show this\n"
   "\n"
@@ -56,6 +64,7 @@ static const struct option options[] = {
   { "compact", no_argument, NULL, OPT_COMPACT },
   { "grow-unit", required_argument, NULL, OPT_GROW_UNIT },
   { "json", no_argument, NULL, OPT_JSON },
+  REMOTE_TLS_OPTIONS,
   { "help", no_argument, NULL, 'h' },
   { NULL, 0, NULL, 0 }
 };
@@ -159,7 +168,8 @@ create (const struct nc_image_create_options *opts, bool json)
 int
 create_main (int argc, char *argv[])
 {
-  struct nc_image_create_options opts = { 0 };
+  struct nc_tls tls = { NULL, NULL, NULL };
+  struct nc_image_create_options opts = { .tls = &tls };
   bool json = false;
   uint64_t size;
   int c;
@@ -213,7 +223,8 @@ create_main (int argc, char *argv[])
       fputs (help, stdout);
       return EXIT_DONE;
     default:
-      return usage_error (argv[0]);
+      if (!remote_tls_option (&tls, c, optarg))
+        return usage_error (argv[0]);
     }
 
   if (optind == argc) {
@@ -231,7 +242,7 @@ create_main (int argc, char *argv[])
               argv[optind]);
     return usage_error (argv[0]);
   }
-  if (check_options (&opts) == -1)
+  if (check_options (&opts) == -1 || remote_tls_check (&tls) == -1)
     return usage_error (argv[0]);
   return create (&opts, json);
 }

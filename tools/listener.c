@@ -379,6 +379,28 @@ listener_open_inherited (struct listener *listener, int fd)
   return r;
 }
 
+int
+listener_add_tls (struct listener *listener, const char *user,
+                  const char *key, const char *value)
+{
+  NC_FREE char *encoded_user = percent_encode (user ? user : "");
+  NC_FREE char *encoded = percent_encode (value);
+  const char *old = listener->uri + strlen ("nbd");
+  const char *rest = strstr (old, "://") + 3;
+  char *uri;
+
+  if (encoded_user == NULL || encoded == NULL ||
+      asprintf (&uri, "nbds%.*s%s%s%s%c%s=%s", (int) (rest - old), old,
+                encoded_user, user ? "@" : "", rest,
+                strchr (rest, '?') ? '&' : '?', key, encoded) == -1) {
+    nc_error ("out of memory");
+    return -1;
+  }
+  free (listener->uri);
+  listener->uri = uri;
+  return 0;
+}
+
 void
 listener_close (struct listener *listener)
 {

@@ -19,6 +19,7 @@
 #include "checked.h"
 #include "ref.h"
 #include "report.h"
+#include "tls.h"
 
 int
 usage_error (const char *command)
@@ -103,6 +104,40 @@ parse_number (const char *what, const char *text,
       || *number < min || *number > max) {
     nc_error ("%s: '%s' is not a number from %" PRIu64 " to %" PRIu64,
               what, text, min, max);
+    return -1;
+  }
+  return 0;
+}
+
+bool
+remote_tls_option (struct nc_tls *tls, int c, const char *value)
+{
+  switch (c) {
+  case OPT_REMOTE_TLS_CERTIFICATES:
+    tls->certificates = value;
+    return true;
+  case OPT_REMOTE_TLS_PSK:
+    tls->psk = value;
+    return true;
+  case OPT_REMOTE_TLS_USERNAME:
+    tls->username = value;
+    return true;
+  default:
+    return false;
+  }
+}
+
+int
+remote_tls_check (const struct nc_tls *tls)
+{
+  if (tls->certificates && tls->psk) {
+    nc_error ("--remote-tls-certificates and --remote-tls-psk exclude each "
+              "other: there is one way to trust all remotes");
+    return -1;
+  }
+  if (tls->username && tls->psk == NULL) {
+    nc_error ("--remote-tls-username goes with --remote-tls-psk, which is "
+              "missing");
     return -1;
   }
   return 0;

@@ -8,6 +8,7 @@
 
 #include "serve.h"
 
+#include <errno.h>
 #include <getopt.h>
 #include <inttypes.h>
 #include <stdlib.h>
@@ -16,6 +17,7 @@
 
 #include "report.h"
 #include "scope.h"
+#include "tls.h"
 #include "tools.h"
 
 /* Threads of each connection.  More than requests that clients keep under
@@ -45,6 +47,18 @@ static const char help[] =
   "  -i, --ipaddr ADDRESS     the address for -p (default 127.0.0.1: this\n"
   "                           machine only; 0.0.0.0 or :: for every one)\n"
   "\n"
+  "Who may come (NBD has no passwords; see TLS in nbdchain(1)):\n"
+  "      --tls-psk FILE       clients that show a key in this file; all is\n"
+  "                           encrypted\n"
+  "      --tls-certificates DIR\n"
+  "                           encrypt, with server-cert.pem and\n"
+  "                           server-key.pem of ca-cert.pem in this directory\n"
+  "      --tls-verify-peer    with that: only clients that have a certificate\n"
+  "                           signed by the same ca-cert.pem\n"
+  "      --tls require|on|off refuse clients without TLS (require, which is\n"
+  "                           the default with these options), or serve\n"
+  "                           both (on)\n"
+  "\n"
   "What to serve:\n"
   "  -r, --read-only          nothing is written, not even to the image\n"
   "      --allow DIR|URI      follow references in the images to files below\n"
@@ -55,6 +69,15 @@ static const char help[] =
   "                           image\n"
   "      --retry SECONDS      how long requests wait for a remote that is\n"
   "                           away (default 60; 0 = for ever)\n"
+  "      --remote-tls-certificates DIR\n"
+  "                           for remotes named nbds: the directory of\n"
+  "                           ca-cert.pem, which their certificates are\n"
+  "                           signed by\n"
+  "      --remote-tls-psk FILE\n"
+  "                           for remotes named nbds: a file of keys instead\n"
+  "      --remote-tls-username NAME\n"
+  "                           whose key in that file; needed if it has\n"
+  "                           several\n"
   "      --detect-zeroes off|on|unmap\n"
   "                           store zeros that clients write as zeros;\n"
   "                           unmap: also give their storage back\n"
@@ -73,7 +96,8 @@ static const char help[] =
 
 enum {
   OPT_ALLOW = 256, OPT_BASE, OPT_RETRY, OPT_THREADS, OPT_DETECT_ZEROES,
-  OPT_JSON, OPT_SOCKET_MODE,
+  OPT_JSON, OPT_SOCKET_MODE, OPT_TLS, OPT_TLS_CERTIFICATES, OPT_TLS_PSK,
+  OPT_TLS_VERIFY_PEER,
 };
 
 static const char short_options[] = "U:p:i:rh";
@@ -87,9 +111,14 @@ static const struct option options[] = {
   { "port", required_argument, NULL, 'p' },
   { "read-only", no_argument, NULL, 'r' },
   { "readonly", no_argument, NULL, 'r' },
+  REMOTE_TLS_OPTIONS,
   { "retry", required_argument, NULL, OPT_RETRY },
   { "socket-mode", required_argument, NULL, OPT_SOCKET_MODE },
   { "threads", required_argument, NULL, OPT_THREADS },
+  { "tls", required_argument, NULL, OPT_TLS },
+  { "tls-certificates", required_argument, NULL, OPT_TLS_CERTIFICATES },
+  { "tls-psk", required_argument, NULL, OPT_TLS_PSK },
+  { "tls-verify-peer", no_argument, NULL, OPT_TLS_VERIFY_PEER },
   { "unix", required_argument, NULL, 'U' },
   { NULL, 0, NULL, 0 }
 };
@@ -101,12 +130,23 @@ struct args {
   bool failed;                  /* out of memory */
 };
 
+/* What clients meet. */
+struct tls {
+  const char *mode;             /* require, on or off; NULL: by the others */
+  const char *certificates, *psk; /* NULL: not given */
+  bool verify_peer;
+  char *path;                   /* of the one that was given, absolute */
+  char *user;                   /* the only one in psk; NULL: several */
+};
+
 struct serve {
   const char *socket, *port, *address;
   mode_t socket_mode;
   bool has_socket_mode;
   bool inherited;               /* there is a socket already */
   bool read_only, json;
+  struct tls tls;
+  struct nc_tls remote_tls;
   uint64_t threads;
   struct args parameters;       /* KEY=VALUE for the plugin */
   struct listener listener;
@@ -172,6 +212,18 @@ parse_detect_zeroes (struct serve *serve, const char *text)
   return 0;
 }
 
+static int
+parse_tls_mode (struct serve *serve, const char *text)
+{
+  if (strcmp (text, "require") != 0 && strcmp (text, "on") != 0 &&
+      strcmp (text, "off") != 0) {
+    nc_error ("--tls: '%s' is not known: give require, on or off", text);
+    return -1;
+  }
+  serve->tls.mode = text;
+  return 0;
+}
+
 /* Handle one option.  Returns -1, reported. */
 static int
 parse_option (struct serve *serve, int c, const char *value)
@@ -210,10 +262,79 @@ parse_option (struct serve *serve, int c, const char *value)
   case OPT_THREADS:
     return parse_number ("--threads", value, 2, THREADS_MAX,
                          &serve->threads);
-  default:
+  case OPT_TLS:
+    return parse_tls_mode (serve, value);
+  case OPT_TLS_CERTIFICATES:
+    serve->tls.certificates = value;
+    return 0;
+  case OPT_TLS_PSK:
+    serve->tls.psk = value;
+    return 0;
+  case OPT_TLS_VERIFY_PEER:
+    serve->tls.verify_peer = true;
+    return 0;
+  case OPT_JSON:
     serve->json = true;
     return 0;
+  default:
+    remote_tls_option (&serve->remote_tls, c, value);
+    return 0;
   }
+}
+
+static int
+check_tls_options (const struct tls *tls)
+{
+  const bool is_off = tls->mode && strcmp (tls->mode, "off") == 0;
+
+  if (tls->certificates && tls->psk) {
+    nc_error ("--tls-certificates and --tls-psk exclude each other");
+    return -1;
+  }
+  if (is_off && (tls->certificates || tls->psk)) {
+    nc_error ("--tls=off contradicts %s",
+              tls->psk ? "--tls-psk" : "--tls-certificates");
+    return -1;
+  }
+  if (tls->mode && !is_off && !tls->certificates && !tls->psk) {
+    nc_error ("--tls=%s needs --tls-psk or --tls-certificates", tls->mode);
+    return -1;
+  }
+  if (tls->verify_peer && !tls->certificates) {
+    nc_error ("--tls-verify-peer is for --tls-certificates, which is missing"
+              "%s", tls->psk ? " (with --tls-psk no client without a key is "
+              "served)" : "");
+    return -1;
+  }
+  return 0;
+}
+
+/* Look at the credentials before nbdkit does, whose messages say less. */
+static int
+check_credentials (struct tls *tls)
+{
+  const char *given = tls->psk ? tls->psk : tls->certificates;
+  char why[512];
+  int r;
+
+  if (given == NULL)
+    return 0;
+  tls->path = realpath (given, NULL);
+  if (tls->path == NULL) {
+    nc_error ("%s: %s: %m", tls->psk ? "--tls-psk" : "--tls-certificates",
+              given);
+    return -1;
+  }
+  if (tls->certificates)
+    r = nc_tls_check_server (tls->path, why, sizeof why);
+  else {
+    r = nc_tls_find_user (tls->path, NULL, &tls->user, why, sizeof why);
+    if (r == -1 && errno == ENOTUNIQ)
+      r = 0;
+  }
+  if (r == -1)
+    nc_error ("%s: %s", tls->psk ? "--tls-psk" : "--tls-certificates", why);
+  return r;
 }
 
 /* Options that make no sense together. */
@@ -264,11 +385,26 @@ make_command (const struct serve *serve, const char *image, char *extra[],
 
   add_arg (command, "%s", environment ("NBDKIT", NBDKIT_PATH));
   add_arg (command, "-t%" PRIu64, serve->threads);
+  if (serve->tls.path)
+    add_arg (command, "--tls=%s", serve->tls.mode ? : "require");
+  if (serve->tls.certificates)
+    add_arg (command, "--tls-certificates=%s", serve->tls.path);
+  if (serve->tls.psk)
+    add_arg (command, "--tls-psk=%s", serve->tls.path);
+  if (serve->tls.verify_peer)
+    add_arg (command, "--tls-verify-peer");
   add_arg (command, "%s", environment ("NBDCHAIN_PLUGIN", PLUGIN_PATH));
   /* Not to be read as an option or as KEY=VALUE. */
   add_arg (command, "%s%s", image[0] == '/' ? "" : "./", image);
   for (i = 0; i < serve->parameters.n; i++)
     add_arg (command, "%s", serve->parameters.v[i]);
+  if (serve->remote_tls.certificates)
+    add_arg (command, "remote-tls-certificates=%s",
+             serve->remote_tls.certificates);
+  if (serve->remote_tls.psk)
+    add_arg (command, "remote-tls-psk=%s", serve->remote_tls.psk);
+  if (serve->remote_tls.username)
+    add_arg (command, "remote-tls-username=%s", serve->remote_tls.username);
   add_arg (command, "follow=true");
   if (serve->read_only)
     add_arg (command, "read-only=true");
@@ -329,6 +465,24 @@ open_listener (struct serve *serve)
                              serve->socket_mode);
 }
 
+/* The URI is for a client on this machine, who can read the same files. */
+static int
+add_tls_to_uri (struct serve *serve)
+{
+  const struct tls *tls = &serve->tls;
+
+  if (tls->psk)
+    return listener_add_tls (&serve->listener, tls->user, "tls-psk-file",
+                             tls->path);
+  if (tls->certificates == NULL)
+    return 0;
+  if (serve->listener.path)
+    nc_error ("warning: most clients cannot verify a certificate over a Unix "
+              "socket, since there is no host name: use --port, or --tls-psk");
+  return listener_add_tls (&serve->listener, NULL, "tls-certificates",
+                           tls->path);
+}
+
 static int
 run (struct serve *serve, const char *image, char *extra[])
 {
@@ -340,6 +494,8 @@ run (struct serve *serve, const char *image, char *extra[])
   struct args command = { NULL, 0, false };
   int status = EXIT_FAILED;
 
+  if (check_credentials (&serve->tls) == -1)
+    return EXIT_FAILED;
   make_command (serve, image, extra, &command);
   if (command.failed || serve->parameters.failed) {
     nc_error ("out of memory");
@@ -349,7 +505,8 @@ run (struct serve *serve, const char *image, char *extra[])
   if (open_listener (serve) == 0) {
     supervisor.argv = command.v;
     supervisor.listen_fd = serve->listener.fd;
-    status = supervise (&supervisor);
+    if (add_tls_to_uri (serve) == 0)
+      status = supervise (&supervisor);
     listener_close (&serve->listener);
   }
   free_args (&command);
@@ -419,11 +576,16 @@ serve_main (int argc, char *argv[])
     if (n == -1 || n > 1)
       status = EXIT_USAGE;
   }
+  if (status == -1 && (remote_tls_check (&serve.remote_tls) == -1 ||
+                       check_tls_options (&serve.tls) == -1))
+    status = usage_error (argv[0]);
   if (status == -1 && check_arguments (&serve, own - image, argv[image],
                                        extra) == -1)
     status = usage_error (argv[0]);
   if (status == -1)
     status = run (&serve, argv[image], extra);
   free_args (&serve.parameters);
+  free (serve.tls.path);
+  free (serve.tls.user);
   return status;
 }

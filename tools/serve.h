@@ -41,6 +41,13 @@ extern int listener_open_tcp (struct listener *listener, const char *address,
 extern int listener_open_inherited (struct listener *listener, int fd)
   __attribute__ ((__nonnull__ (1)));
 
+/* Make it the URI of a server with TLS, for clients of this machine: with
+ * the parameter KEY=VALUE, and USER unless that is NULL.
+ * Returns -1, reported. */
+extern int listener_add_tls (struct listener *listener, const char *user,
+                             const char *key, const char *value)
+  __attribute__ ((__nonnull__ (1, 3, 4)));
+
 /* Close it, and remove what was made for it. */
 extern void listener_close (struct listener *listener)
   __attribute__ ((__nonnull__ (1)));

@@ -56,6 +56,28 @@ extern int parse_number (const char *what, const char *text,
 
 struct nc_allow;
 struct nc_chain;
+struct nc_tls;
+
+/* Options of the subcommands that connect to remotes: for getopt_long, and
+ * what it returns for them. */
+enum {
+  OPT_REMOTE_TLS_CERTIFICATES = 512,
+  OPT_REMOTE_TLS_PSK,
+  OPT_REMOTE_TLS_USERNAME,
+};
+#define REMOTE_TLS_OPTIONS                                              \
+  { "remote-tls-certificates", required_argument, NULL,                 \
+    OPT_REMOTE_TLS_CERTIFICATES },                                      \
+  { "remote-tls-psk", required_argument, NULL, OPT_REMOTE_TLS_PSK },    \
+  { "remote-tls-username", required_argument, NULL, OPT_REMOTE_TLS_USERNAME }
+
+/* Take one of them, C with VALUE (not copied); false: C is another. */
+extern bool remote_tls_option (struct nc_tls *tls, int c, const char *value)
+  __attribute__ ((__nonnull__ (1)));
+
+/* What makes no sense together.  Returns -1, reported. */
+extern int remote_tls_check (const struct nc_tls *tls)
+  __attribute__ ((__nonnull__ (1)));
 
 /* Options of the subcommands that follow the references of an image. */
 struct chain_args {

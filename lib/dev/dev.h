@@ -22,6 +22,7 @@
 #include "extents.h"
 
 struct nc_dev;
+struct nc_tls;
 
 enum {
   NC_ZERO_MAY_TRIM = 1,         /* the storage behind it may be given back */
@@ -138,8 +139,11 @@ extern int nc_dev_set_mark (const struct nc_dev *dev, const char *mark)
  * identity where the server gives one) and so does every reconnect.
  * After start has failed DEV can only be closed.
  * retry: how long requests may stall, in seconds; 0 = no limit.
+ * tls: for nbds: and nbds+unix: (copied; NULL: nothing given).  They are
+ * refused where the server would not be verified.
  * Returns NULL on error, reported. */
-extern struct nc_dev *nc_dev_open_nbd (const char *ref, unsigned retry)
+extern struct nc_dev *nc_dev_open_nbd (const char *ref, unsigned retry,
+                                       const struct nc_tls *tls)
   __attribute__ ((__nonnull__ (1)));
 
 /* The same for going on where a server died, when the export may be away: it
@@ -147,9 +151,11 @@ extern struct nc_dev *nc_dev_open_nbd (const char *ref, unsigned retry)
  * must have at least SIZE bytes (what lies behind is not seen), and IDENTITY
  * unless that is "". */
 extern struct nc_dev *nc_dev_open_nbd_absent (const char *ref,
-                                              unsigned retry, uint64_t size,
+                                              unsigned retry,
+                                              const struct nc_tls *tls,
+                                              uint64_t size,
                                               const char *identity)
-  __attribute__ ((__nonnull__ (1, 4)));
+  __attribute__ ((__nonnull__ (1, 5)));
 
 /* For implementations: set up the common part.  Returns -1, reported. */
 extern int nc_dev_init (struct nc_dev *dev, const struct nc_dev_ops *ops,

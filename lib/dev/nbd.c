@@ -35,6 +35,10 @@
  * clears these first (nbd_pread_initialize stays on, so that a reply with
  * gaps shows zeros and no memory of ours); sizes, limits and block status
  * are checked here.
+ *
+ * TLS: nbds:// never goes on without.  The credentials are the operator's,
+ * looked at anew for each connection (lib/tls.h), and a libnbd that would
+ * trust an impostor is not asked to verify what it cannot.
  */
 
 #include <config.h>
@@ -62,6 +66,7 @@
 #include "checked.h"
 #include "report.h"
 #include "scope.h"
+#include "tls.h"
 
 #define MAX_CONNS 4
 #define MAX_IN_FLIGHT 64               /* on one connection */
@@ -134,12 +139,14 @@ struct conn {
   bool ending;                         /* the server says that it ends */
   bool stalled;
   uint64_t backoff;
-  char reason[256];                    /* of the last failure */
+  char reason[512];                    /* of the last failure */
 };
 
 struct nbd {
   struct nc_dev dev;
   char *words, **argv;                 /* of "[ command ]", else NULL */
+  bool encrypted;                      /* nbds */
+  char *certificates, *psk, *username; /* for that; NULL: not given */
   uint64_t first_limit, max_limit;     /* of a stall */
   bool absent;                         /* not probed at open */
   unsigned n_conns;
@@ -240,6 +247,25 @@ make_printable (char *s)
       *s = '?';
 }
 
+/* What TEXT, an error of libnbd's, means to somebody who set up TLS. */
+static const char *
+explain (const struct nbd *nbd, const char *text)
+{
+  if (strstr (text, "server requires TLS"))
+    return " (the server wants TLS: name it nbds:, and give "
+      "remote-tls-certificates or remote-tls-psk)";
+  if (strstr (text, "server refused TLS"))
+    return " (the server has no TLS, and nbds: never goes on without)";
+  if (!nbd->encrypted || strstr (text, "gnutls_handshake") == NULL)
+    return "";
+  if (nbd->psk)
+    return " (does the server have the same user and key?)";
+  if (strstr (text, "certificate verification"))
+    return " (the server's certificate is not of this host name, not signed "
+      "by ca-cert.pem, or out of date)";
+  return "";
+}
+
 /* Keep what libnbd says of the failure of the last call. */
 static void
 keep_reason (struct conn *conn)
@@ -250,7 +276,8 @@ keep_reason (struct conn *conn)
     text = "unknown error";
   if (strncmp (text, "nbd_", 4) == 0 && (colon = strstr (text, ": ")) != NULL)
     text = colon + 2;
-  snprintf (conn->reason, sizeof conn->reason, "%s", text);
+  snprintf (conn->reason, sizeof conn->reason, "%s%s", text,
+            explain (conn->nbd, text));
   make_printable (conn->reason);
 }
 
@@ -259,11 +286,14 @@ keep_reason (struct conn *conn)
 static struct nbd_handle *
 new_handle (struct conn *conn)
 {
+  const int tls = conn->nbd->encrypted ? LIBNBD_TLS_REQUIRE
+    : LIBNBD_TLS_DISABLE;
   struct nbd_handle *h = nbd_create ();
 
   if (h == NULL ||
-      nbd_set_tls (h, LIBNBD_TLS_DISABLE) == -1 ||
-      nbd_set_uri_allow_tls (h, LIBNBD_TLS_DISABLE) == -1 ||
+      nbd_set_tls (h, tls) == -1 ||
+      nbd_set_uri_allow_tls (h, tls) == -1 ||
+      nbd_set_tls_verify_peer (h, true) == -1 ||
       nbd_set_uri_allow_transports (h, LIBNBD_ALLOW_TRANSPORT_TCP |
                                     LIBNBD_ALLOW_TRANSPORT_UNIX) == -1 ||
       nbd_set_uri_allow_local_file (h, false) == -1 ||
@@ -487,46 +517,117 @@ learn_export (struct conn *conn, struct export *export)
   return 0;
 }
 
+/* Give the handle the keys for a server, as they are now. */
+static int
+use_psk (struct conn *conn)
+{
+  const struct nbd *nbd = conn->nbd;
+  NC_FREE char *user = NULL;
+
+  if (nc_tls_find_user (nbd->psk, nbd->username, &user, conn->reason,
+                        sizeof conn->reason) == -1) {
+    if (errno == ENOTUNIQ)
+      strncat (conn->reason, " (remote-tls-username)",
+               sizeof conn->reason - strlen (conn->reason) - 1);
+    return -1;
+  }
+  if (nbd_set_tls_psk_file (conn->h, nbd->psk) == -1 ||
+      nbd_set_tls_username (conn->h, user) == -1) {
+    keep_reason (conn);
+    return -1;
+  }
+  return 0;
+}
+
+/* Give the handle the directory of certificates, as it is now. */
+static int
+use_certificates (struct conn *conn, struct nc_tls_dir *dir)
+{
+  char path[32];
+
+  if (nc_tls_dir_open (dir, conn->nbd->certificates, conn->reason,
+                       sizeof conn->reason) == -1)
+    return -1;
+  snprintf (path, sizeof path, "/proc/self/fd/%d", dir->fd);
+  /* If this cannot be looked into, libnbd would find nothing in it. */
+  if (access (path, X_OK) == -1) {
+    snprintf (conn->reason, sizeof conn->reason, "%s: %s", path,
+              strerror (errno));
+    return -1;
+  }
+  if (nbd_set_tls_certificates (conn->h, path) == -1) {
+    keep_reason (conn);
+    return -1;
+  }
+  return 0;
+}
+
 /* Connect, within a limit.  Returns -1 with the reason kept. */
 static int
-connect_handle (struct conn *conn, struct export *export)
+establish (struct conn *conn)
 {
   struct nbd *nbd = conn->nbd;
   uint64_t deadline = now () + nbd->first_limit;
   int r;
-
-  conn->h = new_handle (conn);
-  if (conn->h == NULL)
-    return -1;
 
   r = nbd->argv
     ? nbd_aio_connect_systemd_socket_activation (conn->h, nbd->argv)
     : nbd_aio_connect_uri (conn->h, nbd->dev.name);
   if (r == -1) {
     keep_reason (conn);
-    goto fail;
+    return -1;
   }
   while (nbd_aio_is_ready (conn->h) != 1) {
     if (is_finished (conn->h)) {
       snprintf (conn->reason, sizeof conn->reason,
                 "the server closed the connection");
-      goto fail;
+      return -1;
     }
     if (is_stopping (nbd)) {
       snprintf (conn->reason, sizeof conn->reason, "%s",
                 strerror (ESHUTDOWN));
-      goto fail;
+      return -1;
     }
     if (now () >= deadline) {
       snprintf (conn->reason, sizeof conn->reason,
                 "no answer within %u s",
                 (unsigned) (nbd->first_limit / SEC));
-      goto fail;
+      return -1;
     }
     if (poll_once (conn, deadline) == -1)
-      goto fail;
+      return -1;
   }
+  return 0;
+}
 
+/* Connect, and learn what the server has.  Returns -1 with the reason
+ * kept. */
+static int
+connect_handle (struct conn *conn, struct export *export)
+{
+  const struct nbd *nbd = conn->nbd;
+  __attribute__ ((__cleanup__ (nc_tls_dir_close))) struct nc_tls_dir dir =
+    { .fd = -1 };
+
+  conn->h = new_handle (conn);
+  if (conn->h == NULL)
+    return -1;
+  if (nbd->encrypted && nbd->psk && use_psk (conn) == -1)
+    goto fail;
+  if (nbd->encrypted && nbd->certificates &&
+      use_certificates (conn, &dir) == -1)
+    goto fail;
+  if (establish (conn) == -1)
+    goto fail;
+  if (nbd->encrypted && nbd_get_tls_negotiated (conn->h) != 1) {
+    snprintf (conn->reason, sizeof conn->reason, "the connection has no TLS");
+    goto fail;
+  }
+  if (dir.fd >= 0 && !nc_tls_dir_is_unchanged (&dir)) {
+    snprintf (conn->reason, sizeof conn->reason,
+              "%s: was changed just now", nbd->certificates);
+    goto fail;
+  }
   if (learn_export (conn, export) == -1)
     goto fail;
   return 0;
@@ -535,6 +636,7 @@ connect_handle (struct conn *conn, struct export *export)
   close_handle (conn);
   return -1;
 }
+
 
 /* Whether the export is the one that was opened; report it if not. */
 static bool
@@ -1262,6 +1364,9 @@ nbd_dev_close (struct nc_dev *dev)
   pthread_mutex_destroy (&nbd->lock);
   free (nbd->argv);
   free (nbd->words);
+  free (nbd->certificates);
+  free (nbd->psk);
+  free (nbd->username);
   nc_dev_fini (dev);
   free (nbd);
 }
@@ -1402,21 +1507,103 @@ close_keeping_errno (struct nbd *nbd)
   errno = error;
 }
 
+/* Whether the URI REF has a user name, or a parameter other than "socket".
+ * Credentials are ours to give, and so is whether they matter. */
+static bool
+has_credentials (const char *ref)
+{
+  const char *authority = strstr (ref, "://"), *query = strchr (ref, '?');
+
+  if (authority &&
+      authority[3 + strcspn (authority + 3, "/?#@")] == '@')
+    return true;
+  if (query == NULL)
+    return false;
+  for (query++; *query && *query != '#';) {
+    size_t len = strcspn (query, "&;#");
+
+    if (len > 0 && strncmp (query, "socket=", 7) != 0)
+      return true;
+    query += len;
+    query += *query && *query != '#';
+  }
+  return false;
+}
+
+static bool
+libnbd_has_hole (void)
+{
+  struct nbd_handle *h = nbd_create ();
+  const char *version = h ? nbd_get_version (h) : NULL;
+  bool has_hole = version == NULL || nc_tls_has_hole (version);
+
+  nbd_close (h);
+  return has_hole;
+}
+
+/* Refuse what would not be verified.  Returns -1, reported. */
+static int
+check_tls (const char *ref, const struct nc_tls *tls)
+{
+  static const char how[] = "remote-tls-certificates=DIRECTORY or "
+    "remote-tls-psk=FILE (\"nbdchain\": --remote-tls-...)";
+
+  if (has_credentials (ref))
+    nc_error ("%s: neither a user name nor a parameter other than \"socket\" "
+              "is taken from a URI with TLS; give %s", ref, how);
+  else if (tls->psk && tls->certificates)
+    nc_error ("%s: there are both certificates and keys for it; give one: %s",
+              ref, how);
+  else if (tls->psk || !libnbd_has_hole ())
+    return 0;
+  else if (tls->certificates == NULL)
+    nc_error ("%s: TLS needs to know whom to trust; give %s", ref, how);
+  else if (strncasecmp (ref, "nbds+unix", 9) == 0)
+    nc_error ("%s: this version of libnbd does not verify certificates over "
+              "a Unix socket (CVE-2024-7383): use remote-tls-psk, or TCP",
+              ref);
+  else
+    return 0;
+  errno = EPERM;
+  return -1;
+}
+
+static int
+copy_string (const char *ref, const char *from, char **to)
+{
+  *to = from ? strdup (from) : NULL;
+  if (*to || from == NULL)
+    return 0;
+  nc_error ("%s: %m", ref);
+  return -1;
+}
+
+/* Take over what is needed for TLS. */
+static int
+set_up_tls (struct nbd *nbd, const struct nc_tls *tls)
+{
+  static const struct nc_tls none;
+  const char *ref = nbd->dev.name;
+
+  if (tls == NULL)
+    tls = &none;
+  nbd->encrypted = strncasecmp (ref, "nbds:", 5) == 0 ||
+    strncasecmp (ref, "nbds+", 5) == 0;
+  if (!nbd->encrypted)
+    return 0;
+  return check_tls (ref, tls) == -1 ||
+    copy_string (ref, tls->certificates, &nbd->certificates) == -1 ||
+    copy_string (ref, tls->psk, &nbd->psk) == -1 ||
+    copy_string (ref, tls->username, &nbd->username) == -1 ? -1 : 0;
+}
+
 /* The device before anything is known of its export. */
 static struct nbd *
-new_device (const char *ref, unsigned retry)
+new_device (const char *ref, unsigned retry, const struct nc_tls *tls)
 {
-  struct nbd *nbd;
+  struct nbd *nbd = calloc (1, sizeof *nbd);
   unsigned i;
 
-  if (strncasecmp (ref, "nbds:", 5) == 0 ||
-      strncasecmp (ref, "nbds+", 5) == 0) {
-    nc_error ("%s: TLS to a remote is not supported by this version", ref);
-    errno = ENOTSUP;
-    return NULL;
-  }
-
-  nbd = calloc (1, sizeof *nbd);
   if (nbd == NULL) {
     nc_error ("%s: %m", ref);
     return NULL;
@@ -1447,6 +1634,8 @@ new_device (const char *ref, unsigned retry)
 
   if (*ref == '[' && parse_command (nbd, ref) == -1)
     goto fail;
+  if (set_up_tls (nbd, tls) == -1)
+    goto fail;
   return nbd;
 
  fail:
@@ -1455,9 +1644,9 @@ new_device (const char *ref, unsigned retry)
 }
 
 struct nc_dev *
-nc_dev_open_nbd (const char *ref, unsigned retry)
+nc_dev_open_nbd (const char *ref, unsigned retry, const struct nc_tls *tls)
 {
-  struct nbd *nbd = new_device (ref, retry);
+  struct nbd *nbd = new_device (ref, retry, tls);
 
   if (nbd == NULL)
     return NULL;
@@ -1471,10 +1660,11 @@ nc_dev_open_nbd (const char *ref, unsigned retry)
 }
 
 struct nc_dev *
-nc_dev_open_nbd_absent (const char *ref, unsigned retry, uint64_t size,
+nc_dev_open_nbd_absent (const char *ref, unsigned retry,
+                        const struct nc_tls *tls, uint64_t size,
                         const char *identity)
 {
-  struct nbd *nbd = new_device (ref, retry);
+  struct nbd *nbd = new_device (ref, retry, tls);
 
   if (nbd == NULL)
     return NULL;

@@ -192,7 +192,7 @@ open_started (unsigned retry)
 
   forget_messages ();
   /* The socket of the peer exists a moment before it listens. */
-  if (!EVENTUALLY ((dev = nc_dev_open_nbd (uri, retry)) != NULL)) {
+  if (!EVENTUALLY ((dev = nc_dev_open_nbd (uri, retry, NULL)) != NULL)) {
     fprintf (stderr, "cannot open %s\n", uri);
     exit (1);
   }
@@ -507,7 +507,7 @@ test_replaced (void)
       "the right one is used again");
   nc_dev_close (dev);
 
-  dev = nc_dev_open_nbd (uri, 0);
+  dev = nc_dev_open_nbd (uri, 0, NULL);
   end_server (pid);
   pid = NBDKIT ("pattern", SIZE_ARG);
   forget_messages ();
@@ -518,7 +518,7 @@ test_replaced (void)
   end_server (pid);
 
   pid = NBDKIT ("pattern", SIZE_ARG);
-  dev = nc_dev_open_nbd (uri, 0);
+  dev = nc_dev_open_nbd (uri, 0, NULL);
   end_server (pid);
   forget_messages ();
   ok (dev && dev->ops->start (dev) == -1 && errno == ENOTCONN &&
@@ -639,11 +639,12 @@ test_command (void)
   double t;
 
   forget_messages ();
-  dev = nc_dev_open_nbd ("[ nbdkit data \"'hi' \\\"you\\\"\" size=1M ]", 0);
+  dev = nc_dev_open_nbd ("[ nbdkit data \"'hi' \\\"you\\\"\" size=1M ]", 0,
+                         NULL);
   ok (dev == NULL && errors () == 1,
       "a command that fails is an error, reported once");
   dev = nc_dev_open_nbd ("[ nbdkit --exit-with-parent data "
-                         "'0x41 0x42'  \"size=1M\" ]", 0);
+                         "'0x41 0x42'  \"size=1M\" ]", 0, NULL);
   ok (dev && dev->size == MB, "a command is a server, its words quoted");
   ok (dev && dev->ops->start (dev) == 0 &&
       dev->ops->pread (dev, buf, 2, 0) == 0 && memcmp (buf, "AB", 2) == 0,
@@ -654,13 +655,13 @@ test_command (void)
       "close ends the command");
 
   t = seconds ();
-  ok (nc_dev_open_nbd ("[ sh -c 'trap \"\" TERM; exec sleep 20' ]", 1)
+  ok (nc_dev_open_nbd ("[ sh -c 'trap \"\" TERM; exec sleep 20' ]", 1, NULL)
       == NULL && seconds () - t < 15,
       "a command that ignores SIGTERM and says nothing is killed");
-  ok (nc_dev_open_nbd ("[ nbdkit", 0) == NULL && errno == EINVAL &&
-      nc_dev_open_nbd ("[ nbdkit 'a ]", 0) == NULL && errno == EINVAL &&
-      nc_dev_open_nbd ("[ ]", 0) == NULL && errno == EINVAL &&
-      nc_dev_open_nbd ("[", 0) == NULL && errno == EINVAL,
+  ok (nc_dev_open_nbd ("[ nbdkit", 0, NULL) == NULL && errno == EINVAL &&
+      nc_dev_open_nbd ("[ nbdkit 'a ]", 0, NULL) == NULL && errno == EINVAL &&
+      nc_dev_open_nbd ("[ ]", 0, NULL) == NULL && errno == EINVAL &&
+      nc_dev_open_nbd ("[", 0, NULL) == NULL && errno == EINVAL,
       "a malformed command is refused");
 }
 
@@ -670,14 +671,14 @@ test_refused (void)
   double t = seconds ();
 
   forget_messages ();
-  ok (nc_dev_open_nbd ("nbds://localhost/x", 0) == NULL &&
-      errno == ENOTSUP && reported ("TLS to a remote is not supported") &&
-      nc_dev_open_nbd ("nbds+unix:///?socket=/x", 0) == NULL &&
-      errno == ENOTSUP, "URIs with TLS are refused");
-  ok (nc_dev_open_nbd ("nbd+vsock:///", 0) == NULL,
+  ok (nc_dev_open_nbd ("nbds://localhost/x?tls-verify-peer=false", 0, NULL)
+      == NULL && errno == EPERM && errors () == 1 &&
+      reported ("is taken from a URI with TLS"),
+      "a URI with TLS brings no parameters");
+  ok (nc_dev_open_nbd ("nbd+vsock:///", 0, NULL) == NULL,
       "URIs of other transports are refused");
   forget_messages ();
-  ok (nc_dev_open_nbd (uri, 0) == NULL && errors () == 1 &&
+  ok (nc_dev_open_nbd (uri, 0, NULL) == NULL && errors () == 1 &&
       reported ("cannot connect") && reported (uri) && seconds () - t < 15,
       "a missing server is an error, reported once with its name");
 }
@@ -693,7 +694,7 @@ test_handshake (const char *mode, const char *size, const char *sentence)
 
   forget_messages ();
   do {
-    dev = nc_dev_open_nbd (uri, 1);
+    dev = nc_dev_open_nbd (uri, 1, NULL);
   } while (dev == NULL && reported ("refused") && seconds () - t < 10);
   ok (dev == NULL && !reported ("refused") && seconds () - t < 10, sentence);
   nc_dev_close (dev);
