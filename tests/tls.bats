@@ -109,10 +109,14 @@ no_overlay ()
   [[ $output == "nbdchain: $remote: "* ]]
 }
 
-# no_server OPTION...: top.fvd cannot be served over $remote.
+# no_server OPTION...: top.fvd cannot be served over $remote.  With a sanitizer
+# nbdkit may hang after it has said so, as hangs_at_exit in common.bash explains.
 no_server ()
 {
-  run -1 timeout 60 "$NBDCHAIN" serve top.fvd --base "$remote" "$@"
+  local hung=
+  run timeout 20 "$NBDCHAIN" serve top.fvd --base "$remote" "$@"
+  [ -z "${NBDCHAIN_SANITIZER-}" ] || [ "$status" -ne 124 ] || hung=yes
+  [ "$status" -eq 1 ] || [ -n "$hung" ]
   [[ $output == *"$remote: "* ]]
 }
 
@@ -159,7 +163,7 @@ no_server ()
   serve_plain over.fvd "allow=$remote" "remote-tls-psk=$certs/both.psk" \
     remote-tls-username=alice
   assert_same_as base.raw "$uri"
-  stop "$pid"
+  stop_hard "$pid"
 }
 
 @test "no impostor gets a connection, whatever its certificate" {
