@@ -11,6 +11,7 @@
 # shellcheck disable=SC2153,SC2154      # common.bash sets these
 
 load common
+load examples
 
 # common_setup: the setup of common.bash.
 eval "$(declare -f setup | sed '1s/^setup/common_setup/')"
@@ -58,10 +59,7 @@ setup ()
 {
   common_setup
   make_base base.raw "$size"
-  port=$(/usr/bin/python3 -c 'import socket
-s = socket.socket()
-s.bind(("127.0.0.1", 0))
-print(s.getsockname()[1])')
+  port=$(free_port)
 }
 
 # base_up DIR [ARGUMENT...]: serve base.raw on $port with the certificates of
@@ -409,33 +407,34 @@ qemu_reads ()
   stop "$pid"
 }
 
-# Print the examples in nbdchain(1) that follow "=for example tls", with our
-# port and paths.
-recipes ()
+# recipe NAME: run that example of the manual, on our port, up to its last line,
+# which serves.
+recipe ()
 {
-  awk '/^=for example tls/ { on = 1; next }
-       on && /^ / { print substr($0, 2); inside = 1; next }
-       on && inside { on = inside = 0 }' "$top_srcdir/tools/nbdchain.pod" |
-    sed "s|-p 10809|-p $port|; s|^scripts/|$top_srcdir/scripts/|"
-}
-
-@test "the recipes of the manual work" {
-  local line n=0
+  local line words
   make_overlay top.fvd base.raw
   while IFS= read -r line <&7; do
     read -ra words <<<"$line"
     if [[ $line == "nbdchain serve "* ]]; then
       serve_tls "${words[@]:2}"
-      nbdcopy "$uri" copy.img
-      cmp base.raw copy.img
-      run ! nbdcopy "nbd://127.0.0.1:$port/" no.img
-      stop "$pid"
-      n=$((n + 1))
     else
       "${words[@]}"
     fi
-  done 7< <(recipes)
-  [ "$n" -eq 2 ]
+  done 7< <(example "$top_srcdir/tools/nbdchain.pod" "$1" |
+              sed "s|-p 10809|-p $port|; s|^scripts/|$top_srcdir/scripts/|")
+  [[ $uri == nbds://* ]]
+  nbdcopy "$uri" copy.img
+  cmp base.raw copy.img
+  run ! nbdcopy "nbd://127.0.0.1:$port/" no.img
+  stop "$pid"
+}
+
+@test "the manual's two commands serve with a shared key" {
+  recipe "a shared key"
+}
+
+@test "the manual's two commands serve with certificates" {
+  recipe "certificates"
 }
 
 @test "with a certificate, clients know the server, and it knows them if asked" {
