@@ -41,6 +41,7 @@ static struct {
   char *image;
   char *format;
   char *base;
+  char *enlarge;
   struct nc_allow *allow;
   char *tls_certificates, *tls_psk, *tls_username;      /* for remotes */
   unsigned retry, max_waiting;
@@ -91,6 +92,7 @@ chain_unload (void)
   free (config.image);
   free (config.format);
   free (config.base);
+  free (config.enlarge);
   free (config.tls_certificates);
   free (config.tls_psk);
   free (config.tls_username);
@@ -174,6 +176,8 @@ chain_config (const char *key, const char *value)
     return config_string (key, value, &config.format);
   if (strcmp (key, "base") == 0)
     return config_string (key, value, &config.base);
+  if (strcmp (key, "enlarge") == 0)
+    return config_string (key, value, &config.enlarge);
   if (strcmp (key, "allow") == 0)
     return config.allow ? nc_allow_add (config.allow, value) : -1;
   if (strcmp (key, "remote-tls-certificates") == 0)
@@ -239,6 +243,7 @@ chain_config_complete (void)
   "                      remote; 0 is no limit (default: 15).\n" \
   "detect-zeroes=off|on|unmap\n" \
   "                      Store written zeros as zeros (default: off).\n" \
+  "enlarge=<COMMAND>     Run this when the device of a compact image is full.\n" \
   "follow=<BOOL>         If the image was retired, serve the one that took\n" \
   "                      over (default: false).\n" \
   "read-only=<BOOL>      Open the image for reading only (default: false, but\n" \
@@ -272,6 +277,7 @@ chain_get_ready (void)
     .image = config.image,
     .format = config.format,
     .base = config.base,
+    .enlarge = config.enlarge,
     .allow = config.allow,
     .tls = &tls,
     .retry = config.retry,

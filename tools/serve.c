@@ -81,6 +81,8 @@ static const char help[] =
   "      --detect-zeroes off|on|unmap\n"
   "                           store zeros that clients write as zeros;\n"
   "                           unmap: also give their storage back\n"
+  "      --enlarge COMMAND    run this when the device of a compact image is\n"
+  "                           full\n"
   "\n"
   "How:\n"
   "      --threads N          requests of a connection that are served at a\n"
@@ -96,7 +98,7 @@ static const char help[] =
 
 enum {
   OPT_ALLOW = 256, OPT_BASE, OPT_RETRY, OPT_THREADS, OPT_DETECT_ZEROES,
-  OPT_JSON, OPT_SOCKET_MODE, OPT_TLS, OPT_TLS_CERTIFICATES, OPT_TLS_PSK,
+  OPT_ENLARGE,  OPT_JSON, OPT_SOCKET_MODE, OPT_TLS, OPT_TLS_CERTIFICATES, OPT_TLS_PSK,
   OPT_TLS_VERIFY_PEER,
 };
 
@@ -105,6 +107,7 @@ static const struct option options[] = {
   { "allow", required_argument, NULL, OPT_ALLOW },
   { "base", required_argument, NULL, OPT_BASE },
   { "detect-zeroes", required_argument, NULL, OPT_DETECT_ZEROES },
+  { "enlarge", required_argument, NULL, OPT_ENLARGE },
   { "help", no_argument, NULL, 'h' },
   { "ipaddr", required_argument, NULL, 'i' },
   { "json", no_argument, NULL, OPT_JSON },
@@ -256,6 +259,9 @@ parse_option (struct serve *serve, int c, const char *value)
     if (parse_number ("--retry", value, 0, UINT32_MAX, &n) == -1)
       return -1;
     add_arg (&serve->parameters, "retry=%" PRIu64, n);
+    return 0;
+  case OPT_ENLARGE:
+    add_arg (&serve->parameters, "enlarge=%s", value);
     return 0;
   case OPT_DETECT_ZEROES:
     return parse_detect_zeroes (serve, value);

@@ -1,0 +1,149 @@
+#!/usr/bin/env bats
+# SPDX-License-Identifier: BSD-3-Clause
+# Copyright (C) 2026 The nbdchain authors
+#
+# Compact images: how the file grows, and devices that are made larger.  What
+# the disk reads as is for oracle.bats and powerloss.bats.
+# shellcheck disable=SC2154,SC2016      # common.bash sets these
+
+load common
+
+# file_size FILE: its length.
+file_size ()
+{
+  stat -c %s "$1"
+}
+
+# chunks IMAGE: how many have a place.
+chunks ()
+{
+  "$NBDCHAIN" info --json "$1" | jq .fvd.compact.chunks
+}
+
+# write_at URI OFFSET COUNT: 0x55, from OFFSET on.
+write_at ()
+{
+  qemu-io -f raw -c "write -P 0x55 $2 $3" "$1"
+}
+
+teardown_loop ()
+{
+  [ -z "${loop-}" ] || losetup -d "$loop" || :
+}
+
+# make_device SIZE: device.img as $loop.
+make_device ()
+{
+  truncate -s "$1" device.img
+  loop=$(losetup --find --show device.img) || skip "no loop device here"
+}
+
+@test "the file grows by what is written, in steps of the grow unit" {
+  "$NBDCHAIN" create --compact --grow-unit 4M top.fvd 8T
+  [ "$(file_size top.fvd)" -lt 200000000 ]
+  serve_plain top.fvd
+  local before
+  before=$(file_size top.fvd)
+  write_at "$uri" 7T 64k
+  [ "$(file_size top.fvd)" -eq $((before + 4 * 1048576)) ]
+  write_at "$uri" 1T 64k
+  write_at "$uri" 2T 64k
+  write_at "$uri" 3T 64k
+  [ "$(file_size top.fvd)" -eq $((before + 4 * 1048576)) ]
+  write_at "$uri" 4T 64k
+  [ "$(file_size top.fvd)" -eq $((before + 8 * 1048576)) ]
+  stop "$pid"
+  [ "$(chunks top.fvd)" -eq 5 ]
+  "$NBDCHAIN" check top.fvd
+  "$NBDCHAIN" info top.fvd | grep "5 chunks of 1 MiB, the file grows by 4 MiB"
+}
+
+@test "zeroing a whole disk needs no place" {
+  make_base base.raw 4000000
+  make_overlay top.fvd base.raw 2T --compact
+  serve_plain top.fvd
+  nbdsh -u "$uri" -c 'for o in range(0, h.get_size(), 1 << 31):
+            h.zero(1 << 31, o)'
+  qemu-io -f raw -c "read -P 0 0 4M" "$uri"
+  stop "$pid"
+  [ "$(chunks top.fvd)" -eq 0 ]
+  serve_plain top.fvd
+  write_at "$uri" 4096 4096
+  qemu-io -f raw -c "read -P 0 0 4k" -c "read -P 0x55 4k 4k" \
+    -c "read -P 0 8k 1M" "$uri"
+}
+
+@test "what does not go together is refused" {
+  run -1 "$NBDCHAIN" create --compact --data-file d.raw top.fvd 1G
+  [[ $output == *"cannot be compact"* ]]
+  run -1 "$NBDCHAIN" create --compact --block-size 2M top.fvd 1G
+  [[ $output == *"larger than a chunk"* ]]
+  run -1 "$NBDCHAIN" create --grow-unit 4M top.fvd 1G
+  [[ $output == *"only a compact image has a grow unit"* ]]
+  run -1 "$NBDCHAIN" create --compact --grow-unit 1500K top.fvd 1G
+  [[ $output == *"must be a multiple of 1048576"* ]]
+  [ ! -e top.fvd ]
+}
+
+@test "no acknowledged write is lost when the server is killed" {
+  make_base base.raw 9000001
+  make_overlay top.fvd base.raw --compact --grow-unit 1M
+  "$harness/killer" --serve --kills 10 --seed "$seed" --max-ops 200 \
+    --max-size 65536 --inflight 4 --base base.raw --socket "$PWD/s" -- \
+    "$NBDCHAIN" serve top.fvd -U "$PWD/s" 2>serve.err
+}
+
+@test "an image on a device that has held something else" {
+  make_base base.raw 7000000
+  make_device 48M
+  yes "what was there before" | head -c 48M | dd of="$loop" status=none
+  "$NBDCHAIN" create --compact --grow-unit 1M --journal-size 16K \
+    -b base.raw -F raw "$loop" 30000001
+  local i
+  for i in 1 2; do
+    serve_plain "$loop" "allow=$PWD"
+    oracle $((seed + i)) --ops 400 --base base.raw --state state \
+      --connections 2 --max-size 200000 "$uri"
+    stop "$pid"
+    "$NBDCHAIN" check "$loop"
+  done
+  teardown_loop
+}
+
+@test "a full device is ENOSPC, and nothing else is harmed" {
+  make_device 8M
+  "$NBDCHAIN" create --compact --grow-unit 1M "$loop" 16G
+  serve_plain "$loop"
+  write_at "$uri" 0 64k
+  run ! qemu-io -f raw -c "write 1G 32M" "$uri"
+  [[ $output == *"No space left"* ]]
+  write_at "$uri" 65536 64k
+  qemu-io -f raw -c "read -P 0x55 0 128k" -c "read -P 0 128k 512k" "$uri"
+  grep "no room for another chunk" plain.err
+  stop "$pid"
+  "$NBDCHAIN" check "$loop"
+  teardown_loop
+}
+
+@test "the command of enlarge= makes the device larger, while others read" {
+  make_device 4M
+  "$NBDCHAIN" create --compact --grow-unit 4M "$loop" 16G
+  # The size must be what it asks for, and no more.
+  cat >grow <<'EOF'
+[ "$NBDCHAIN_NEEDED" -le "$NBDCHAIN_WANTED" ] || exit 1
+truncate -s "$NBDCHAIN_WANTED" device.img
+losetup -c "$NBDCHAIN_STORAGE"
+echo "$NBDCHAIN_WANTED" >>grown
+EOF
+  serve_plain "$loop" "enlarge=cd '$PWD' && . ./grow"
+  write_at "$uri" 10G 64M
+  qemu-io -f raw -c "read -P 0x55 10G 64M" "$uri"
+  [ "$(wc -l <grown)" -ge 15 ]
+  stop "$pid"
+  serve "$loop" --enlarge "exit 7"
+  run ! qemu-io -f raw -c "write 5G 64M" "$uri"
+  grep "enlarge=exit 7: exit code 7" serve.err
+  qemu-io -f raw -c "read -P 0x55 10G 64M" "$uri"
+  stop "$pid"
+  teardown_loop
+}
