@@ -86,6 +86,23 @@ begin_life (struct fvd *f)
   return 0;
 }
 
+/* A server before this one saw a sync fail.  As it did itself, go on reading,
+ * and let writes and flushes fail: a client that waits for an answer is no
+ * better off without any.  Where it had not begun, nobody waits. */
+static int
+may_adopt_failed (struct fvd *f)
+{
+  nc_error ("%s: a sync failed, so writes since the last flush that "
+            "succeeded may be missing: this image is only read, and flushes "
+            "fail; check the storage, stop \"nbdchain serve\" and start it "
+            "again to go on without them", f->dev->name);
+  f->failed = true;
+  if (nc_keep_life (&f->keep) != 0 && nc_keep_life (&f->keep) == f->h.life)
+    return 1;
+  errno = EIO;
+  return -1;
+}
+
 /* Whether the memory handed over goes on with the life of the image.
  * Returns -1 if it belongs to another. */
 static int
@@ -93,14 +110,8 @@ may_adopt (struct fvd *f)
 {
   const uint64_t life = nc_keep_life (&f->keep);
 
-  if (nc_keep_has_failed (&f->keep)) {
-    nc_error ("%s: a sync failed, so writes since the last flush that "
-              "succeeded may be missing; check the storage, stop \"nbdchain "
-              "serve\" and start it again to go on without them",
-              f->dev->name);
-    errno = EIO;
-    return -1;
-  }
+  if (nc_keep_has_failed (&f->keep))
+    return may_adopt_failed (f);
   /* Somebody may have been killed before his life began: what he has put
    * there may be out of date. */
   if (life == 0)
