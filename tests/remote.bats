@@ -1094,6 +1094,46 @@ lie_all ()
   lie_all honest eio eshutdown short twice outside
 }
 
+@test "a base whose replies make no sense gives errors, not wrong data" {
+  lie_all eio-some cookie unasked magic simple none unknown chunk-long \
+    hole-outside hole-long error-long error-lie error-zero error-offset \
+    read-status
+}
+
+@test "a base with a handshake that makes no sense is refused, or served" {
+  lie_all minimum-huge maximum-small option-other option-long option-flood \
+    info-short meta-many
+}
+
+@test "a base that answers a byte at a time is given up" {
+  lie_all drip drip-reply
+}
+
+@test "a base that hangs up after each byte of the handshake" {
+  local n=0
+  peer "$size" cut-handshake
+  # It says more each time, until that is enough.
+  until "$NBDCHAIN" create -b "$remote" -F raw a.fvd >out 2>&1; do
+    grep -q "^nbdchain: $remote: " out
+    [ "$(wc -l <out)" -eq 1 ]
+    [ ! -e a.fvd ]
+    n=$((n + 1))
+    [ "$n" -lt 1000 ]
+  done
+  [ "$n" -gt 100 ]
+}
+
+@test "a base that hangs up after each byte of a reply costs time only" {
+  peer "$size" cut-reply
+  overlay a.fvd
+  serve a.fvd
+  run_client <<'END'
+h = connect()
+for i in range(60):
+    assert read(h, 512, i * BLOCK).get() == b"\x55" * 512
+END
+}
+
 @test "a base that says nothing, or nonsense, or hangs up, gives errors" {
   lie_all silent garbage drop minimum-odd
 }
@@ -1113,7 +1153,7 @@ END
 
 @test "a base with wrong extents gives the right data, or errors" {
   lie_all status-zero status-long status-tiny status-none status-error \
-    status-twice
+    status-twice status-read status-context status-flags status-odd
 }
 
 @test "a remote with an absurd size is refused, or served as it is" {

@@ -27,8 +27,9 @@
  *
  * Lost connections: the requests of one that is lost move to another that
  * is up, or fail with ENOTCONN; the thread reconnects with back-off until
- * it is told to stop.  A server that does not answer is lost too: when no
- * byte came for nbd->limit while a request was in flight.  A connection is
+ * it is told to stop.  A server that does not answer is lost too: when for
+ * nbd->limit no request in flight has ended and what came was slower than
+ * SLOWEST.  A connection is
  * used again only if the export has the size and identity it had at open.
  *
  * The server is not trusted: libnbd keeps replies inside the buffers and
@@ -56,6 +57,7 @@
 #include <string.h>
 #include <strings.h>
 #include <sys/eventfd.h>
+#include <sys/ioctl.h>
 #include <sys/socket.h>
 #include <sys/wait.h>
 #include <time.h>
@@ -82,6 +84,7 @@
 #define STALL_LIMIT 10                 /* seconds: the first limit */
 #define STALL_LIMIT_MAX 60             /* seconds: where doubling ends if
                                           requests may wait for ever */
+#define SLOWEST 1024                   /* bytes a second of a live server */
 #define CHILD_LIMIT SEC                /* from SIGTERM to SIGKILL */
 #define DISCONNECT_LIMIT (500 * MSEC)
 
@@ -134,7 +137,8 @@ struct conn {
   struct export export;
   struct list flight, done, lost;
   unsigned n_flight, n_retired;
-  uint64_t progress;                   /* the last byte that came */
+  uint64_t progress;                   /* when it was last seen alive */
+  uint64_t came;                       /* bytes since then */
   bool asked, useful;                  /* had a request; had an answer */
   bool ending;                         /* the server says that it ends */
   bool stalled;
@@ -309,6 +313,26 @@ new_handle (struct conn *conn)
   return h;
 }
 
+static void
+made_progress (struct conn *conn)
+{
+  conn->progress = now ();
+  conn->came = 0;
+}
+
+/* Count what the socket has for us.  A byte now and then is no progress. */
+static void
+count_bytes (struct conn *conn)
+{
+  int n;
+
+  if (ioctl (nbd_aio_get_fd (conn->h), FIONREAD, &n) == -1)
+    return;
+  conn->came += n;
+  if (conn->came * SEC >= SLOWEST * (now () - conn->progress))
+    made_progress (conn);
+}
+
 /* Let libnbd do what the socket is ready for.  Returns -1 if it fails,
  * reason kept; the handle may be dead also when it does not. */
 static int
@@ -318,8 +342,8 @@ notify (struct conn *conn, int revents)
 
   if ((revents & (POLLIN | POLLHUP | POLLERR)) &&
       (nbd_aio_get_direction (conn->h) & LIBNBD_AIO_DIRECTION_READ)) {
+    count_bytes (conn);
     r = nbd_aio_notify_read (conn->h);
-    conn->progress = now ();
   }
   if (r == 0 && (revents & (POLLOUT | POLLHUP | POLLERR)) &&
       (nbd_aio_get_direction (conn->h) & LIBNBD_AIO_DIRECTION_WRITE))
@@ -682,7 +706,6 @@ connect_conn (struct conn *conn)
   free (export.identity);
   export.identity = NULL;
   conn->export = export;
-  conn->progress = now ();
   conn->asked = conn->useful = conn->ending = conn->stalled = false;
   return 0;
 }
@@ -919,7 +942,7 @@ issue (struct conn *conn, struct request *req)
   }
 
   if (conn->n_flight == 0)
-    conn->progress = now ();
+    made_progress (conn);
   conn->asked = true;
   req->conn = conn;
   req->error = 0;
@@ -963,6 +986,7 @@ retire (struct conn *conn)
     int error = r == 1 ? 0 : r == 0 ? EIO : nbd_get_errno ();
 
     conn->n_flight--;
+    made_progress (conn);
     if (r == -1 && error == 0)
       error = EIO;
     if (error == ENOTCONN || error == ESHUTDOWN) {
