@@ -42,13 +42,14 @@ memory ()
   sed -n 's/^VmRSS:[^0-9]*\([0-9]*\).*/\1/p' "/proc/$(pgrep -P "$pid")/status"
 }
 
-# attack_and_end NAME: the server is ended while those clients are there.
+# attack_and_end NAME [ARGUMENT...]: the server, which has these arguments, is
+# ended while those clients are there.
 attack_and_end ()
 {
-  local clients
+  local clients server
   disk
-  serve top.fvd
-  local server=$pid
+  serve top.fvd "${@:2}"
+  server=$pid
   start clients timeout 120 /usr/bin/python3 "$client" "$sock" "$1" --stay
   clients=$pid pid=$server
   wait_for 60 is_done_or_gone clients.out "$clients"
@@ -102,9 +103,13 @@ is_done_or_gone ()
   soon_ends
 }
 
+# A connection has as many threads as it may, from the beginning; more of them
+# would be more than all processes of a small machine can have together.
+few_threads=(--threads 16)
+
 @test "200 connections" {
   disk
-  serve top.fvd
+  serve top.fvd "${few_threads[@]}"
   attack crowd
   soon_ends
 }
@@ -118,7 +123,7 @@ is_done_or_gone ()
 }
 
 @test "the server ends in time with 200 connections" {
-  attack_and_end crowd
+  attack_and_end crowd "${few_threads[@]}"
 }
 
 @test "a client that may only read can write nothing" {
