@@ -167,7 +167,15 @@ new_file_open (struct new_file *nf, const char *path, uint64_t size)
   return nf->dev ? 0 : -1;
 }
 
-/* Durable, then with its name, durably. */
+/* Take back a name that was given: what it was for has failed. */
+static void
+new_file_withdraw (struct new_file *nf)
+{
+  if (nf->tmp)
+    unlink (nf->path);
+}
+
+/* Durable, then with its name, durably; on failure without. */
 static int
 new_file_publish (struct new_file *nf)
 {
@@ -182,15 +190,10 @@ new_file_publish (struct new_file *nf)
     nc_error ("%s: %m", nf->path);
     return -1;
   }
-  return sync_directory (nf->path);
-}
-
-/* Take back a name that was given: what it was for has failed. */
-static void
-new_file_withdraw (struct new_file *nf)
-{
-  if (nf->tmp)
-    unlink (nf->path);
+  if (sync_directory (nf->path) == 0)
+    return 0;
+  new_file_withdraw (nf);
+  return -1;
 }
 
 static void

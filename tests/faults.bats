@@ -39,6 +39,10 @@ sweep ()
   sweep checkpoint finish
 }
 
+@test "an image with its data in another file while the storage fails" {
+  sweep open-data write-data finish-data create-data snapshot-data
+}
+
 @test "create and snapshot while the storage fails" {
   sweep create snapshot snapshot-used
 }
