@@ -44,7 +44,7 @@ static struct {
   char *enlarge;
   struct nc_allow *allow;
   char *tls_certificates, *tls_psk, *tls_username;      /* for remotes */
-  unsigned retry, max_waiting;
+  unsigned retry, max_waiting, max_connections;
   enum detect_zeroes detect_zeroes;
   int follow, read_only;
   int keeper_fd, memory_fd;
@@ -190,6 +190,8 @@ chain_config (const char *key, const char *value)
     return nbdkit_parse_unsigned (key, value, &config.retry);
   if (strcmp (key, "max-waiting") == 0)
     return nbdkit_parse_unsigned (key, value, &config.max_waiting);
+  if (strcmp (key, "max-connections") == 0)
+    return nbdkit_parse_unsigned (key, value, &config.max_connections);
   if (strcmp (key, "detect-zeroes") == 0)
     return config_detect_zeroes (value);
   if (strcmp (key, "follow") == 0)
@@ -241,6 +243,8 @@ chain_config_complete (void)
   "                      reached; 0 is for ever (default: 60).\n" \
   "max-waiting=<N>       How many requests of a connection may wait for a\n" \
   "                      remote; 0 is no limit (default: 15).\n" \
+  "max-connections=<N>   How many connections may be open at a time; 0 is no\n" \
+  "                      limit (default: 0).\n" \
   "detect-zeroes=off|on|unmap\n" \
   "                      Store written zeros as zeros (default: off).\n" \
   "enlarge=<COMMAND>     Run this when the device of a compact image is full.\n" \
@@ -338,11 +342,18 @@ chain_default_export (int readonly __attribute__ ((__unused__)),
 static void *
 chain_open (int readonly __attribute__ ((__unused__)))
 {
-  struct nc_export *export = nc_export_open (chain, nbdkit_export_name (),
-                                             config.max_waiting);
+  struct nc_export *export = NULL;
+  const unsigned n = ++n_clients;
 
-  if (export)
-    n_clients++;
+  /* nbdkit starts the threads of a connection after this. */
+  if (config.max_connections && n > config.max_connections)
+    nbdkit_error ("refused a connection: %u are open, as many as "
+                  "max-connections= allows", config.max_connections);
+  else
+    export = nc_export_open (chain, nbdkit_export_name (),
+                             config.max_waiting);
+  if (export == NULL)
+    n_clients--;
   return export;
 }
 

@@ -105,7 +105,15 @@ is_done_or_gone ()
 
 # A connection has as many threads as it may, from the beginning; more of them
 # would be more than all processes of a small machine can have together.
-few_threads=(--threads 16)
+few_threads=(--threads 16 --max-connections 0)
+
+@test "more connections than are allowed" {
+  disk
+  serve top.fvd
+  attack refused
+  grep "as many as max-connections= allows" serve.err
+  soon_ends
+}
 
 @test "200 connections" {
   disk

@@ -221,7 +221,8 @@ EOF
 @test "options reach nbdkit" {
   fake
   start_ready top.fvd -U sock -r --allow /a=b --allow nbd://h/ --base x \
-    --retry 7 --detect-zeroes unmap --threads 20 -- --filter=log logfile=l -v
+    --retry 7 --detect-zeroes unmap --threads 20 \
+    --max-connections 7 -- --filter=log logfile=l -v
   diff - args <<EOF
 -t20
 ${NBDCHAIN_PLUGIN:-$(sed -n 2p args)}
@@ -234,6 +235,7 @@ detect-zeroes=unmap
 follow=true
 read-only=true
 max-waiting=19
+max-connections=7
 keeper=4
 memory=5
 --filter=log

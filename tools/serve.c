@@ -26,6 +26,9 @@
  * connects, and nothing afterwards. */
 #define THREADS_DEFAULT 160
 #define THREADS_MAX 4096
+/* Together with the threads of each fewer than a small system can have. */
+#define CONNECTIONS_DEFAULT 128
+#define CONNECTIONS_MAX 65536
 
 #define ADDRESS_DEFAULT "127.0.0.1"
 #define MODE_DEFAULT 0600
@@ -87,6 +90,8 @@ static const char help[] =
   "How:\n"
   "      --threads N          requests of a connection that are served at a\n"
   "                           time, from 2 to 4096 (default 160)\n"
+  "      --max-connections N  connections at a time, up to 65536 (default 128;\n"
+  "                           0 = no limit)\n"
   "      --json               print the URI as JSON\n"
   "  -h, --help               show this\n"
   "\n"
@@ -98,7 +103,7 @@ static const char help[] =
 
 enum {
   OPT_ALLOW = 256, OPT_BASE, OPT_RETRY, OPT_THREADS, OPT_DETECT_ZEROES,
-  OPT_ENLARGE,  OPT_JSON, OPT_SOCKET_MODE, OPT_TLS, OPT_TLS_CERTIFICATES, OPT_TLS_PSK,
+  OPT_ENLARGE, OPT_MAX_CONNECTIONS,  OPT_JSON, OPT_SOCKET_MODE, OPT_TLS, OPT_TLS_CERTIFICATES, OPT_TLS_PSK,
   OPT_TLS_VERIFY_PEER,
 };
 
@@ -111,6 +116,7 @@ static const struct option options[] = {
   { "help", no_argument, NULL, 'h' },
   { "ipaddr", required_argument, NULL, 'i' },
   { "json", no_argument, NULL, OPT_JSON },
+  { "max-connections", required_argument, NULL, OPT_MAX_CONNECTIONS },
   { "port", required_argument, NULL, 'p' },
   { "read-only", no_argument, NULL, 'r' },
   { "readonly", no_argument, NULL, 'r' },
@@ -150,7 +156,7 @@ struct serve {
   bool read_only, json;
   struct tls tls;
   struct nc_tls remote_tls;
-  uint64_t threads;
+  uint64_t threads, max_connections;
   struct args parameters;       /* KEY=VALUE for the plugin */
   struct listener listener;
 };
@@ -268,6 +274,9 @@ parse_option (struct serve *serve, int c, const char *value)
   case OPT_THREADS:
     return parse_number ("--threads", value, 2, THREADS_MAX,
                          &serve->threads);
+  case OPT_MAX_CONNECTIONS:
+    return parse_number ("--max-connections", value, 0, CONNECTIONS_MAX,
+                         &serve->max_connections);
   case OPT_TLS:
     return parse_tls_mode (serve, value);
   case OPT_TLS_CERTIFICATES:
@@ -415,6 +424,7 @@ make_command (const struct serve *serve, const char *image, char *extra[],
   if (serve->read_only)
     add_arg (command, "read-only=true");
   add_arg (command, "max-waiting=%" PRIu64, serve->threads - 1);
+  add_arg (command, "max-connections=%" PRIu64, serve->max_connections);
   add_arg (command, "keeper=%d", KEEPER_FD);
   add_arg (command, "memory=%d", MEMORY_FD);
   for (; *extra; extra++)
@@ -560,7 +570,7 @@ serve_main (int argc, char *argv[])
 {
   struct serve serve = {
     .socket_mode = MODE_DEFAULT,
-    .threads = THREADS_DEFAULT,
+    .threads = THREADS_DEFAULT, .max_connections = CONNECTIONS_DEFAULT,
   };
   int own = 1, image, status;
   char **extra;

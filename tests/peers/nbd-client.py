@@ -327,6 +327,20 @@ def crowd(honest):
     return stay
 
 
+def refused(honest):
+    """200 connections, most of which are one too many."""
+    stay = []
+    lost = 0
+    for _ in range(200):
+        try:
+            stay.append(ready())
+        except (OSError, EOFError, AssertionError):
+            lost += 1
+    assert lost >= 50, lost
+    honest.advances()
+    return stay
+
+
 def main():
     honest = Honest()
     honest.start()
