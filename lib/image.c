@@ -458,6 +458,7 @@ create_over (const struct nc_image_create_options *opts,
     .takes_over = takes_over,
     .compact = opts->compact,
     .grow_unit = opts->grow_unit ? opts->grow_unit : GROW_UNIT,
+    .prefetch = opts->prefetch,
   };
 
   if (opts->compact && size > (uint64_t) FVD_CHUNKS_MAX << FVD_CHUNK_BITS) {
@@ -479,7 +480,8 @@ nc_image_create (const struct nc_image_create_options *opts)
   __attribute__ ((__cleanup__ (free_backing))) struct nc_backing b = { 0 };
   nc_uuid uuid;
 
-  if (check_create_options (opts) == -1)
+  if (check_create_options (opts) == -1 ||
+      nc_prefetch_policy_check (&opts->prefetch, opts->path) == -1)
     return -1;
   if (opts->backing && learn_backing (opts, &b) == -1)
     return -1;

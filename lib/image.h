@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /* Copyright (C) 2026 The nbdchain authors */
 
-/* Images while nobody serves them: create, inspect, check, snapshot.  Each
+/* Images while nobody serves them: create, inspect, check, change.  Each
  * call opens what it needs and closes it again.  They block on I/O and are
  * not meant for the request path. */
 #ifndef NC_IMAGE_H
@@ -51,6 +51,9 @@ struct nc_image_info {
   uint64_t journal_size, journal_used;
   uint64_t features[3];         /* compatible, read-only, incompatible */
   bool clean;                   /* closed in order */
+  struct nc_prefetch_policy prefetch;
+  uint64_t profile_size;        /* room for it; 0: it can have none */
+  uint64_t profile_ranges, profile_bytes;
 
   bool has_backing;
   char *backing;                /* reference; "" = given by the operator */
@@ -98,6 +101,7 @@ struct nc_image_create_options {
                                    gives it: like path; NULL: in the image */
   bool compact;                 /* chunks in the order in which they come */
   uint64_t grow_unit;           /* compact; 0 = default */
+  struct nc_prefetch_policy prefetch;
 };
 
 /* Create an fvd image.  It appears under its name complete and durable, or
@@ -112,6 +116,63 @@ extern int nc_image_create (const struct nc_image_create_options *opts)
  * use.  Returns -1 on error, reported. */
 extern int nc_image_snapshot (const char *path, const char *new_path)
   __attribute__ ((__nonnull__ (1, 2)));
+
+/* What to change of an image, with nothing else of it: no block reads in
+ * another way. */
+enum {
+  NC_AMEND_WHOLE = 1,           /* which fields of PREFETCH count */
+  NC_AMEND_PROFILE = 2,
+  NC_AMEND_START_DELAY = 4,
+  NC_AMEND_MAX_READ = 8,
+  NC_AMEND_MAX_WRITE = 16,
+  NC_AMEND_MIN_READ = 32,
+  NC_AMEND_MIN_WRITE = 64,
+  NC_AMEND_MAX_PAUSE = 128,
+  NC_AMEND_UNIT = 256,
+};
+struct nc_image_amendment {
+  unsigned fields;              /* NC_AMEND_* */
+  struct nc_prefetch_policy prefetch;
+};
+
+/* Copy the fields of AMENDMENT to POLICY. */
+extern void nc_prefetch_policy_amend (
+  struct nc_prefetch_policy *policy,
+  const struct nc_image_amendment *amendment)
+  __attribute__ ((__nonnull__ (1, 2)));
+
+/* Whether every field of POLICY is within its limits, and a maximal rate not
+ * below the minimal one; if not, reported for WHOSE with EINVAL. */
+extern int nc_prefetch_policy_check (const struct nc_prefetch_policy *policy,
+                                     const char *whose)
+  __attribute__ ((__nonnull__ (1, 2)));
+
+/* Amend the fvd image PATH, which is not in use; durable, and wholly or not
+ * at all.  Returns -1 on error, reported. */
+extern int nc_image_amend (const char *path,
+                           const struct nc_image_amendment *amendment)
+  __attribute__ ((__nonnull__ (1, 2)));
+
+/* The prefetch profile: ranges of the disk, in bytes, in the order in which
+ * they were first needed. */
+struct nc_profile_range { uint64_t offset, count; };
+
+/* Read the profile of the fvd image PATH, also while it is in use.  *RANGES
+ * is allocated; NULL if none was recorded.  Ranges begin and end at blocks
+ * (or the size) and lie inside the disk.  Returns -1 on error, reported. */
+extern int nc_image_profile_read (const char *path,
+                                  struct nc_profile_range **ranges,
+                                  size_t *n)
+  __attribute__ ((__nonnull__ (1, 2, 3)));
+
+/* Replace the profile of PATH, which is not in use.  Ranges are rounded to
+ * blocks; neighbours become one; if not all fit, the first that do are kept.
+ * Durable when it returns; before, what was recorded earlier counts.
+ * Returns -1 on error, reported. */
+extern int nc_image_profile_write (const char *path,
+                                   const struct nc_profile_range *ranges,
+                                   size_t n)
+  __attribute__ ((__nonnull__ (1)));
 
 struct nc_check_result {
   uint64_t errors;              /* data may be wrong or lost */

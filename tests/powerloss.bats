@@ -325,6 +325,31 @@ write_judge ()
     log -- bash judge
 }
 
+@test "amend: the policy is the old or the new one, and no block changes" {
+  make_disk 600001
+  serve_plain dir/top.fvd
+  oracle "$seed" --ops 60 --base base.raw --max-size 30000 "$uri"
+  nbdcopy "$uri" now.raw
+  stop_hard "$pid"
+  record
+  "${recorded[@]}" "$NBDCHAIN" amend --prefetch=on --prefetch-unit=4K dir/top.fvd
+  "${recorded[@]}" "$NBDCHAIN" amend --prefetch=off --prefetch-unit=8K dir/top.fvd
+  log_is_complete
+  write_judge <<<'
+    set -e
+    cd "$STATE_DIR"
+    "$nbdchain" check top.fvd >/dev/null
+    "$nbdchain" info --json top.fvd | python3 -c "
+import json, sys
+p = json.load(sys.stdin)[\"fvd\"][\"prefetch\"]
+assert (p[\"whole\"], p[\"unit\"]) in ((False, 0), (True, 4096), (False, 8192)), p"
+    nbdkit -U - "$plugin" top.fvd \
+      --run "nbdcopy \"\$uri\" - | cmp - '"$PWD"'/now.raw"'
+  scratch_dir
+  "$harness/powerloss" run --states 60 --seed "$seed" --work "$scratch" \
+    log -- bash judge
+}
+
 # Without a sync that the format needs, states must be wrong.
 must_fail ()
 {

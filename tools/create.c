@@ -13,6 +13,7 @@
 
 #include "checked.h"
 #include "image.h"
+#include "prefetch.h"
 #include "ref.h"
 #include "report.h"
 #include "tls.h"
@@ -39,6 +40,7 @@ static const char help[] =
   "                         for storage that has no holes\n"
   "      --grow-unit=N      with --compact: by how much the file grows at a\n"
   "                         time (default: 64M)\n"
+  PREFETCH_HELP
   "      --remote-tls-certificates=DIR\n"
   "                         for a backing named nbds: the directory of\n"
   "                         ca-cert.pem, which its certificate is signed by\n"
@@ -63,6 +65,7 @@ static const struct option options[] = {
   { "data-file", required_argument, NULL, OPT_DATA_FILE },
   { "compact", no_argument, NULL, OPT_COMPACT },
   { "grow-unit", required_argument, NULL, OPT_GROW_UNIT },
+  PREFETCH_OPTIONS,
   { "json", no_argument, NULL, OPT_JSON },
   REMOTE_TLS_OPTIONS,
   { "help", no_argument, NULL, 'h' },
@@ -170,9 +173,10 @@ create_main (int argc, char *argv[])
 {
   struct nc_tls tls = { NULL, NULL, NULL };
   struct nc_image_create_options opts = { .tls = &tls };
+  struct nc_image_amendment prefetch = { 0 };
   bool json = false;
   uint64_t size;
-  int c;
+  int c, r;
 
   while ((c = getopt_long (argc, argv, "b:F:h", options, NULL)) != -1)
     switch (c) {
@@ -223,8 +227,11 @@ create_main (int argc, char *argv[])
       fputs (help, stdout);
       return EXIT_DONE;
     default:
-      if (!remote_tls_option (&tls, c, optarg))
-        return usage_error (argv[0]);
+      if (remote_tls_option (&tls, c, optarg))
+        break;
+      r = prefetch_option (c, optarg, &prefetch);
+      if (r != 0)
+        return r == 1 ? usage_error (argv[0]) : EXIT_USAGE;
     }
 
   if (optind == argc) {
@@ -232,6 +239,7 @@ create_main (int argc, char *argv[])
     return usage_error (argv[0]);
   }
   opts.path = argv[optind++];
+  opts.prefetch = prefetch.prefetch;
   if (optind < argc) {
     if (parse_size ("SIZE", argv[optind++], &opts.size) == -1)
       return EXIT_USAGE;

@@ -14,6 +14,7 @@
 
 #include "chain.h"
 #include "image.h"
+#include "prefetch.h"
 #include "report.h"
 
 static const char help[] =
@@ -133,6 +134,7 @@ print_fvd (const struct nc_image_info *info)
   print_label (1, "state");
   puts (info->clean ? "clean" :
         "in use, or not closed in order (the next server recovers it)");
+  print_prefetch (info);
 }
 
 static void
@@ -225,7 +227,7 @@ static json_t *
 fvd_json (const struct nc_image_info *info)
 {
   return json_pack ("{s:I, s:s, s:I, s:I, s:{s:I, s:I},"
-                    " s:o, s:o, s:{s:I, s:I, s:I}, s:b}",
+                    " s:o, s:o, s:{s:I, s:I, s:I}, s:b, s:o, s:{s:I, s:I, s:I}}",
                     "version", (json_int_t) info->version,
                     "uuid", info->uuid,
                     "block_size", (json_int_t) info->block_size,
@@ -241,7 +243,12 @@ fvd_json (const struct nc_image_info *info)
                     "compatible", (json_int_t) info->features[0],
                     "read_only", (json_int_t) info->features[1],
                     "incompatible", (json_int_t) info->features[2],
-                    "clean", info->clean);
+                    "clean", info->clean,
+                    "prefetch", prefetch_json (&info->prefetch),
+                    "profile",
+                    "room", (json_int_t) info->profile_size,
+                    "ranges", (json_int_t) info->profile_ranges,
+                    "bytes", (json_int_t) info->profile_bytes);
 }
 
 static json_t *

@@ -77,6 +77,23 @@ count_record (void *opaque, uint64_t record __attribute__ ((__unused__)))
   ++*(uint64_t *) opaque;
 }
 
+/* What was torn is overwritten next; the other half counts. */
+static int
+check_profile (struct check *c, struct fvd *f)
+{
+  NC_FREE struct nc_profile_range *ranges = NULL;
+  unsigned torn;
+  size_t n;
+
+  if (fvd_profile_read (f->dev, &f->h, &ranges, &n, &torn) == -1)
+    return -1;
+  if (torn > 0)
+    find (c, false, "%s of the prefetch profile was not written wholly; %s",
+          torn == 2 ? "both halves" : "one half",
+          torn == 2 ? "none is recorded" : "the other one counts");
+  return 0;
+}
+
 static int
 check_contents (struct check *c, struct fvd *f)
 {
@@ -142,6 +159,8 @@ nc_fvd_check (struct nc_dev *dev, nc_check_finding finding, void *opaque,
     find (&c, true, "the summary of the bitmap cannot be used");
   else
     r = check_contents (&c, &f);
+  if (r == 0)
+    r = check_profile (&c, &f);
   fvd_chunks_close (&f);
   free (f.summary);
   nc_keep_close (&f.keep);

@@ -461,6 +461,20 @@ count_record (void *opaque, uint64_t record __attribute__ ((__unused__)))
 }
 
 static int
+profile_info (struct fvd *f, struct nc_image_info *info)
+{
+  NC_FREE struct nc_profile_range *ranges = NULL;
+  size_t n;
+
+  if (fvd_profile_read (f->dev, &f->h, &ranges, &n, NULL) == -1)
+    return -1;
+  info->profile_ranges = n;
+  for (size_t i = 0; i < n; ++i)
+    info->profile_bytes += ranges[i].count;
+  return 0;
+}
+
+static int
 fvd_info (struct nc_layer *layer, struct nc_image_info *info)
 {
   struct fvd *f = fvd_of (layer);
@@ -488,6 +502,10 @@ fvd_info (struct nc_layer *layer, struct nc_image_info *info)
     info->chunks = *f->chunks.used;
     info->grow_unit = f->h.grow_unit;
   }
+  info->prefetch = f->h.prefetch;
+  info->profile_size = f->h.profile.size;
+  if (profile_info (f, info) == -1)
+    return -1;
   info->has_backing = layer->backing.present;
   info->backing_size = layer->backing.size;
   nc_uuid_format (&layer->backing.uuid, info->backing_uuid);
@@ -617,6 +635,7 @@ nc_fvd_create (struct nc_dev *dev, const struct nc_fvd_create_options *opts,
   lay_out (h, opts);
   h->flags = FVD_CLEAN;
   h->journal_tail = 1;
+  h->prefetch = opts->prefetch;
   if (b->present) {
     h->flags |= FVD_HAS_BACKING | (opts->takes_over ? FVD_TAKES_OVER : 0);
     h->backing_size = b->size;
@@ -656,4 +675,22 @@ nc_fvd_retire (struct nc_layer *layer, const nc_uuid *successor,
   /* In both copies: with one of them damaged there must not be two images
    * that can be written. */
   return fvd_header_sync (f) == -1 ? -1 : fvd_header_sync (f);
+}
+
+int
+nc_fvd_profile_read (struct nc_layer *layer,
+                     struct nc_profile_range **ranges, size_t *n)
+{
+  struct fvd *f = fvd_of (layer);
+
+  return fvd_profile_read (f->dev, &f->h, ranges, n, NULL);
+}
+
+int
+nc_fvd_profile_write (struct nc_layer *layer,
+                      const struct nc_profile_range *ranges, size_t n)
+{
+  struct fvd *f = fvd_of (layer);
+
+  return fvd_profile_write (f->dev, &f->h, ranges, n);
 }

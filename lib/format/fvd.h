@@ -139,6 +139,21 @@ extern void fvd_sector_seal (const nc_uuid *uuid, enum fvd_kind kind,
 extern bool fvd_sector_is_valid (const nc_uuid *uuid, enum fvd_kind kind,
                                  uint64_t index, const uint8_t *sector);
 
+/* fvd-profile.c: the prefetch profile, of an image in use as well as of one
+ * that is not.  One writer at a time. */
+
+/* The ranges that were recorded, inside the disk, in their order; *RANGES is
+ * allocated, NULL if there are none.  TORN, unless NULL: how many halves hold
+ * something that does not count. */
+extern int fvd_profile_read (struct nc_dev *dev, const struct fvd_header *h,
+                             struct nc_profile_range **ranges, size_t *n,
+                             unsigned *torn);
+
+/* Replace them, durably; if not all fit, the first ones that do are kept. */
+extern int fvd_profile_write (struct nc_dev *dev, const struct fvd_header *h,
+                              const struct nc_profile_range *ranges,
+                              size_t n);
+
 struct fvd_range { uint64_t blk, count; };
 
 /* Chunks that got a place. */
@@ -402,6 +417,7 @@ struct nc_fvd_create_options {
   uint64_t grow_unit;           /* compact */
   const char *data_file;        /* as to be stored; NULL: none */
   bool marked;                  /* it can carry a mark, and will */
+  struct nc_prefetch_policy prefetch;
 };
 
 /* The length of the file that holds such an image.  Returns -1 if that is
@@ -417,6 +433,17 @@ extern int nc_fvd_create (struct nc_dev *dev,
 /* Record in the open, writable LAYER that SUCCESSOR took over; durable. */
 extern int nc_fvd_retire (struct nc_layer *layer, const nc_uuid *successor,
                           const char *path);
+
+/* The profile of an open layer; see nc_image_profile_read and _write. */
+extern int nc_fvd_profile_read (struct nc_layer *layer,
+                                struct nc_profile_range **ranges, size_t *n);
+extern int nc_fvd_profile_write (struct nc_layer *layer,
+                                 const struct nc_profile_range *ranges,
+                                 size_t n);
+
+/* fvd-amend.c; see nc_image_amend. */
+extern int nc_fvd_amend (struct nc_dev *dev,
+                         const struct nc_image_amendment *amendment);
 
 /* fvd-check.c; see nc_image_check. */
 extern int nc_fvd_check (struct nc_dev *dev, nc_check_finding finding,

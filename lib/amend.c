@@ -1,0 +1,143 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* Copyright (C) 2026 The nbdchain authors */
+
+/* What an image says of prefetching: policy and profile.  Advice, so changing
+ * it changes nothing that anybody reads. */
+
+#include <config.h>
+
+#include "image.h"
+
+#include <errno.h>
+#include <inttypes.h>
+#include <stdlib.h>
+
+#include "dev/dev.h"
+#include "format/fvd.h"
+#include "report.h"
+#include "scope.h"
+
+void
+nc_prefetch_policy_amend (struct nc_prefetch_policy *policy,
+                          const struct nc_image_amendment *amendment)
+{
+  const struct nc_prefetch_policy *from = &amendment->prefetch;
+  const unsigned fields = amendment->fields;
+
+  if (fields & NC_AMEND_WHOLE)
+    policy->whole = from->whole;
+  if (fields & NC_AMEND_PROFILE)
+    policy->profile = from->profile;
+  if (fields & NC_AMEND_START_DELAY)
+    policy->start_delay = from->start_delay;
+  if (fields & NC_AMEND_MAX_READ)
+    policy->max_read = from->max_read;
+  if (fields & NC_AMEND_MAX_WRITE)
+    policy->max_write = from->max_write;
+  if (fields & NC_AMEND_MIN_READ)
+    policy->min_read = from->min_read;
+  if (fields & NC_AMEND_MIN_WRITE)
+    policy->min_write = from->min_write;
+  if (fields & NC_AMEND_MAX_PAUSE)
+    policy->max_pause = from->max_pause;
+  if (fields & NC_AMEND_UNIT)
+    policy->unit = from->unit;
+}
+
+static int
+check_rates (const char *whose, const char *what, uint64_t max, uint64_t min)
+{
+  if (max == 0 || min <= max)
+    return 0;
+  nc_error ("%s: prefetching would never run: it pauses below %" PRIu64
+            " bytes a second of %s, and may not exceed %" PRIu64, whose,
+            min, what, max);
+  errno = EINVAL;
+  return -1;
+}
+
+int
+nc_prefetch_policy_check (const struct nc_prefetch_policy *policy,
+                          const char *whose)
+{
+  errno = EINVAL;
+  if (policy->start_delay > NC_START_DELAY_MAX) {
+    nc_error ("%s: prefetch start delay %" PRIu32 " is too long: at most %d "
+              "seconds", whose, policy->start_delay, NC_START_DELAY_MAX);
+    return -1;
+  }
+  if (policy->max_pause > NC_MAX_PAUSE_MAX) {
+    nc_error ("%s: longest prefetch pause %" PRIu32 " is too long: at most "
+              "%d milliseconds", whose, policy->max_pause, NC_MAX_PAUSE_MAX);
+    return -1;
+  }
+  if (policy->unit > NC_PREFETCH_UNIT_MAX || policy->unit % 4096 != 0) {
+    nc_error ("%s: prefetch unit %" PRIu32 " must be a multiple of 4096, at "
+              "most %" PRIu32, whose, policy->unit, NC_PREFETCH_UNIT_MAX);
+    return -1;
+  }
+  if (check_rates (whose, "reading", policy->max_read,
+                   policy->min_read) == -1)
+    return -1;
+  return check_rates (whose, "writing", policy->max_write,
+                      policy->min_write);
+}
+
+int
+nc_image_amend (const char *path, const struct nc_image_amendment *amendment)
+{
+  struct nc_dev *dev = nc_dev_open_file (path, NC_DEV_WRITE);
+  int r;
+
+  if (dev == NULL)
+    return -1;
+  r = nc_fvd_amend (dev, amendment);
+  nc_dev_close (dev);
+  return r;
+}
+
+/* The profile, of an image by itself. */
+
+static int
+open_header (const char *path, unsigned flags, struct nc_dev **dev,
+             struct fvd_header **h)
+{
+  *dev = NULL;
+  *h = calloc (1, sizeof **h);
+  if (*h == NULL) {
+    nc_error ("%s: %m", path);
+    return -1;
+  }
+  *dev = nc_dev_open_file (path, flags);
+  return *dev ? fvd_header_read (*dev, *h) : -1;
+}
+
+int
+nc_image_profile_read (const char *path, struct nc_profile_range **ranges,
+                       size_t *n)
+{
+  NC_FREE struct fvd_header *h = NULL;
+  struct nc_dev *dev;
+  int r = open_header (path, NC_DEV_UNLOCKED, &dev, &h);
+
+  *ranges = NULL;
+  *n = 0;
+  if (r == 0)
+    r = fvd_profile_read (dev, h, ranges, n, NULL);
+  nc_dev_close (dev);
+  return r;
+}
+
+int
+nc_image_profile_write (const char *path,
+                        const struct nc_profile_range *ranges, size_t n)
+{
+  NC_FREE struct fvd_header *h = NULL;
+  struct nc_dev *dev;
+  int r = open_header (path, NC_DEV_WRITE, &dev, &h);
+
+  if (r == 0)
+    r = fvd_profile_write (dev, h, ranges, n);
+  nc_dev_close (dev);
+  return r;
+}

@@ -1,0 +1,61 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* Copyright (C) 2026 The nbdchain authors */
+
+/* Changing a field of the header that no block depends on, of an image that
+ * nobody uses.  Nothing else changes: an image that was not closed in order
+ * keeps its journal and its life, so whoever recovers it finds it as it was.
+ *
+ *   sync; header over the older copy; sync
+ *
+ * The first sync is for the newer copy, which may be on its way still: of the
+ * two, one is durable at any moment. */
+
+#include <config.h>
+
+#include "format/fvd.h"
+
+#include <errno.h>
+#include <stdlib.h>
+
+#include "dev/dev.h"
+#include "report.h"
+#include "scope.h"
+
+static int
+read_to_change (struct nc_dev *dev, struct fvd_header *h)
+{
+  if (fvd_header_read (dev, h) == -1)
+    return -1;
+  if (h->flags & FVD_RETIRED) {
+    nc_error ("%s: was retired when '%s' took over, and must not be changed; "
+              "change that one", dev->name, h->string[FVD_SUCCESSOR]);
+    errno = EROFS;
+    return -1;
+  }
+  return 0;
+}
+
+static int
+write_durably (struct nc_dev *dev, struct fvd_header *h)
+{
+  if (dev->ops->sync (dev) == -1 || fvd_header_write (dev, h) == -1)
+    return -1;
+  return dev->ops->sync (dev);
+}
+
+int
+nc_fvd_amend (struct nc_dev *dev, const struct nc_image_amendment *amendment)
+{
+  NC_FREE struct fvd_header *h = calloc (1, sizeof *h);
+
+  if (h == NULL) {
+    nc_error ("%s: %m", dev->name);
+    return -1;
+  }
+  if (read_to_change (dev, h) == -1)
+    return -1;
+  nc_prefetch_policy_amend (&h->prefetch, amendment);
+  if (nc_prefetch_policy_check (&h->prefetch, dev->name) == -1)
+    return -1;
+  return write_durably (dev, h);
+}
