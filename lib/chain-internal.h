@@ -43,4 +43,11 @@ struct nc_export {
   _Atomic (unsigned) waiting;   /* requests that wait for a remote */
 };
 
+/* The file that an image names for its data, as nc_layer_options.open_data;
+ * OPAQUE is a struct nc_chain_options, of which allow and offline count. */
+extern struct nc_dev *nc_chain_open_data (void *opaque,
+                                          const struct nc_layer *layer,
+                                          const char *ref)
+  __attribute__ ((__nonnull__ (1, 2, 3)));
+
 #endif /* NC_CHAIN_INTERNAL_H */

@@ -286,9 +286,8 @@ push (struct build *b, struct nc_layer *layer)
   return 0;
 }
 
-/* The file that an image names for its data. */
-static struct nc_dev *
-open_data (void *opaque, const struct nc_layer *layer, const char *ref)
+struct nc_dev *
+nc_chain_open_data (void *opaque, const struct nc_layer *layer, const char *ref)
 {
   const struct nc_chain_options *opts = opaque;
   NC_FREE char *path = NULL;
@@ -305,7 +304,7 @@ static int
 open_backing (struct build *b)
 {
   const struct nc_layer_options read_only = {
-    .memory_fd = -1, .open_data = open_data, .opaque = (void *) b->opts,
+    .memory_fd = -1, .open_data = nc_chain_open_data, .opaque = (void *) b->opts,
   };
   const struct nc_layer *above = b->layers[b->n - 1];
   const struct nc_backing *backing = &above->backing;
@@ -447,7 +446,7 @@ open_top (struct build *b)
   const struct nc_layer_options layer_opts = {
     .writable = !opts->read_only, .wait = true,
     .memory_fd = opts->memory_fd, .enlarge = opts->enlarge,
-    .open_data = open_data, .opaque = (void *) opts,
+    .open_data = nc_chain_open_data, .opaque = (void *) opts,
   };
   const struct nc_format *format =
     nc_format_need (opts->format ? opts->format : "fvd", opts->image);

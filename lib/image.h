@@ -48,6 +48,7 @@ struct nc_image_info {
   char uuid[NC_UUID_TEXT];      /* "" for raw */
   uint32_t block_size;
   uint64_t data_offset;         /* where the disk begins in the file */
+  uint64_t max_size;            /* to which the disk can grow */
   uint64_t journal_size, journal_used;
   uint64_t features[3];         /* compatible, read-only, incompatible */
   bool clean;                   /* closed in order */
@@ -115,6 +116,23 @@ extern int nc_image_create (const struct nc_image_create_options *opts)
  * written.  May be run again after it was interrupted.  PATH must not be in
  * use.  Returns -1 on error, reported. */
 extern int nc_image_snapshot (const char *path, const char *new_path)
+  __attribute__ ((__nonnull__ (1, 2)));
+
+struct nc_image_resize_options {
+  const char *path;
+  uint64_t size;
+  int relative;                 /* 0: SIZE is the new size; 1: so much more;
+                                   -1: so much less */
+  bool shrink;                  /* a smaller disk is meant */
+  const struct nc_allow *allow; /* where a data file may be; may be NULL */
+};
+struct nc_image_resize_result { uint64_t old_size, size; };
+
+/* Give the disk of an fvd image, which is not in use, another size.  What is
+ * new reads as zeros, whatever the backing has.  If it is interrupted, the
+ * disk has one size or the other.  Returns -1 on error, reported. */
+extern int nc_image_resize (const struct nc_image_resize_options *opts,
+                            struct nc_image_resize_result *result)
   __attribute__ ((__nonnull__ (1, 2)));
 
 /* What to change of an image, with nothing else of it: no block reads in

@@ -350,6 +350,53 @@ assert (p[\"whole\"], p[\"unit\"]) in ((False, 0), (True, 4096), (False, 8192)),
     log -- bash judge
 }
 
+# resizes ALLOCATED FROM TO...: from one size to the next, each state shows one
+# of the disks that were there.  A part of the blocks is allocated before.
+resizes ()
+{
+  local size i=0 allocated=$1
+  shift
+  make_disk 300001
+  "$NBDCHAIN" resize --shrink dir/top.fvd "$1"
+  shift
+  serve_plain dir/top.fvd
+  nbdsh -u "$uri" -c 'n = h.get_size()' -c "h.zero(n $allocated, 0)" \
+    -c 'h.pwrite(b"z" * 9000, n - 9000)' -c 'h.flush()'
+  stop_hard "$pid"
+  record
+  for size; do
+    serve_plain dir/top.fvd read-only=true
+    nbdcopy "$uri" "disk$i.raw"
+    stop "$pid"
+    "${recorded[@]}" "$NBDCHAIN" resize --shrink dir/top.fvd "$size"
+    i=$((i + 1))
+  done
+  serve_plain dir/top.fvd read-only=true
+  nbdcopy "$uri" "disk$i.raw"
+  stop "$pid"
+  log_is_complete
+  write_judge <<<'
+    set -e
+    cd "$STATE_DIR"
+    "$nbdchain" check top.fvd >/dev/null
+    nbdkit -U - "$plugin" top.fvd --run "nbdcopy \"\$uri\" now.raw"
+    for disk in '"$PWD"'/disk*.raw; do
+      ! cmp -s now.raw "$disk" || exit 0
+    done
+    exit 1'
+  scratch_dir
+  "$harness/powerloss" run --states $((states / 8)) --seed "$seed" \
+    --work "$scratch" log -- bash judge
+}
+
+@test "resize, within a page: the disk has the old size or the new one" {
+  resizes '// 2' 290001 299001 500000 260001 290000
+}
+
+@test "resize, from page to page: the disk has the old size or the new one" {
+  resizes '// 1' 16510000 16520001 16509001 16600000
+}
+
 # Without a sync that the format needs, states must be wrong.
 must_fail ()
 {

@@ -119,6 +119,7 @@ print_fvd (const struct nc_image_info *info)
   char used[SIZE_TEXT], room[SIZE_TEXT];
 
   print_string (1, "uuid", info->uuid);
+  print_size (1, "grows to", info->max_size);
   print_size (1, "block size", info->block_size);
   print_label (1, "journal");
   printf ("%s used of %s\n", size_text (info->journal_used, used),
@@ -226,12 +227,13 @@ compact_json (const struct nc_image_info *info)
 static json_t *
 fvd_json (const struct nc_image_info *info)
 {
-  return json_pack ("{s:I, s:s, s:I, s:I, s:{s:I, s:I},"
+  return json_pack ("{s:I, s:s, s:I, s:I, s:I, s:{s:I, s:I},"
                     " s:o, s:o, s:{s:I, s:I, s:I}, s:b, s:o, s:{s:I, s:I, s:I}}",
                     "version", (json_int_t) info->version,
                     "uuid", info->uuid,
                     "block_size", (json_int_t) info->block_size,
                     "data_offset", (json_int_t) info->data_offset,
+                    "max_size", (json_int_t) info->max_size,
                     "journal",
                     "size", (json_int_t) info->journal_size,
                     "used", (json_int_t) info->journal_used,

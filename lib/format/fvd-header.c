@@ -23,6 +23,11 @@
 
 static const uint8_t magic[8] = "NBDCFVD\n";
 
+/* A new image gets room for a disk so many times its size, and at least so
+ * large. */
+#define GROWTH 8
+#define GROWTH_MIN (UINT64_C (64) << 30)
+
 /* Offsets of the fields; see the specification. */
 enum {
   H_MAGIC = 0, H_VERSION = 8, H_LENGTH = 12, H_SEQ = 16, H_UUID = 24,
@@ -485,23 +490,40 @@ fvd_header_create (struct nc_dev *dev, struct fvd_header *h)
   return fvd_header_write (dev, h) == -1 ? -1 : fvd_header_write (dev, h);
 }
 
+/* H as it will be when the disk has grown as much as there is room for. */
+static struct fvd_header
+grown (const struct fvd_header *h)
+{
+  const uint64_t most = h->size > FVD_SIZE_MAX / GROWTH ? FVD_SIZE_MAX
+    : nc_max64 (h->size * GROWTH, GROWTH_MIN);
+  struct fvd_header larger = {
+    .size = most, .block_bits = h->block_bits, .chunk_bits = h->chunk_bits,
+  };
+
+  if (fvd_is_compact (h) && fvd_nchunks (&larger) > FVD_CHUNKS_MAX)
+    larger.size = nc_max64 (h->size, (uint64_t) FVD_CHUNKS_MAX
+                            << h->chunk_bits);
+  return larger;
+}
+
 void
 fvd_header_lay_out (struct fvd_header *h)
 {
-  const uint64_t npages = nc_bitmap_npages (fvd_nblocks (h));
+  const struct fvd_header most = grown (h);
+  const uint64_t npages = nc_bitmap_npages (fvd_nblocks (&most));
   const uint64_t block = UINT64_C (1) << h->block_bits;
-  const uint64_t sectors = nc_max64 (summary_sectors (npages), 1);
   uint64_t end;
 
   h->summary.offset = 2 * FVD_HEADER_SIZE;
-  h->summary.size = nc_round_up (sectors * FVD_SECTOR, FVD_AREA_ALIGN);
+  h->summary.size = nc_round_up (summary_sectors (npages) * FVD_SECTOR,
+                                 FVD_AREA_ALIGN);
   h->bitmap.offset = h->summary.offset + h->summary.size;
   h->bitmap.size = nc_round_up (npages * FVD_SECTOR, FVD_AREA_ALIGN);
   h->journal.offset = h->bitmap.offset + h->bitmap.size;
   end = h->journal.offset + h->journal.size;
   if (fvd_is_compact (h)) {
     h->table.offset = end;
-    h->table.size = nc_round_up (nc_max64 (table_sectors (h), 1) * FVD_SECTOR,
+    h->table.size = nc_round_up (table_sectors (&most) * FVD_SECTOR,
                                  FVD_AREA_ALIGN);
     end += h->table.size;
   }

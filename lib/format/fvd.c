@@ -490,6 +490,7 @@ fvd_info (struct nc_layer *layer, struct nc_image_info *info)
   nc_uuid_format (&f->h.uuid, info->uuid);
   info->block_size = layer->block_size;
   info->data_offset = f->h.data_offset;
+  info->max_size = fvd_size_limit (&f->h);
   info->journal_size = f->h.journal.size;
   info->journal_used = layer->writable ?
     (f->journal.next - f->journal.tail) * FVD_SECTOR :
@@ -565,8 +566,10 @@ static int
 create_summary (struct nc_dev *dev, const struct fvd_header *h)
 {
   uint8_t sector[FVD_SECTOR];
+  const uint64_t npages = nc_bitmap_npages (fvd_nblocks (h));
+  const uint64_t n = nc_max64 (nc_div_up (npages, FVD_SUMMARY_PAGES), 1);
 
-  for (uint64_t i = 0; i < h->summary.size / FVD_SECTOR; ++i) {
+  for (uint64_t i = 0; i < n; ++i) {
     memset (sector, 0, sizeof sector);
     fvd_sector_seal (&h->uuid, FVD_SUMMARY, i, sector);
     if (dev->ops->pwrite (dev, sector, sizeof sector,

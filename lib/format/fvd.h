@@ -126,7 +126,7 @@ extern int fvd_header_write (struct nc_dev *dev, struct fvd_header *h);
 extern int fvd_header_create (struct nc_dev *dev, struct fvd_header *h);
 
 /* Lay out the areas for h->features, size, block_bits, chunk_bits,
- * journal.size and profile.size. */
+ * journal.size and profile.size, with room for the disk to grow. */
 extern void fvd_header_lay_out (struct fvd_header *h);
 
 /* Whether the strings fit their area together. */
@@ -444,6 +444,19 @@ extern int nc_fvd_profile_write (struct nc_layer *layer,
 /* fvd-amend.c; see nc_image_amend. */
 extern int nc_fvd_amend (struct nc_dev *dev,
                          const struct nc_image_amendment *amendment);
+
+/* fvd-resize.c */
+
+/* The largest disk for which the areas of the image have room. */
+extern uint64_t fvd_size_limit (const struct fvd_header *h);
+
+/* Whether the disk can have this size.  Returns -1 if not, reported. */
+extern int nc_fvd_can_resize (const struct nc_layer *layer, uint64_t size);
+
+/* Give the disk of a writable layer, that nobody else uses, the size SIZE.
+ * Afterwards, and after an error (which leaves either size), the layer can
+ * only be closed. */
+extern int nc_fvd_resize (struct nc_layer *layer, uint64_t size);
 
 /* fvd-check.c; see nc_image_check. */
 extern int nc_fvd_check (struct nc_dev *dev, nc_check_finding finding,

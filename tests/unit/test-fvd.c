@@ -1320,7 +1320,7 @@ test_hostile_headers (void)
     { FVD_AT_BITMAP, 8, 8193 }, { FVD_AT_BITMAP, 8, UINT64_MAX - 4095 },
     { FVD_AT_BITMAP, 8, UINT64_MAX }, { FVD_AT_BITMAP + 8, 8, 0 },
     { FVD_AT_BITMAP + 8, 8, UINT64_MAX - 4095 },
-    { FVD_AT_BITMAP + 8, 8, 1 << 20 },
+    { FVD_AT_BITMAP + 8, 8, 8 << 20 },
     { FVD_AT_JOURNAL, 8, 0 }, { FVD_AT_JOURNAL, 8, 4096 },
     { FVD_AT_JOURNAL, 8, UINT64_MAX - 4095 },
     { FVD_AT_JOURNAL, 8, UINT64_MAX }, { FVD_AT_JOURNAL + 8, 8, 0 },
