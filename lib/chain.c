@@ -304,7 +304,8 @@ static int
 open_backing (struct build *b)
 {
   const struct nc_layer_options read_only = {
-    .memory_fd = -1, .open_data = nc_chain_open_data, .opaque = (void *) b->opts,
+    .memory_fd = -1,
+    .open_data = nc_chain_open_data, .opaque = (void *) b->opts,
   };
   const struct nc_layer *above = b->layers[b->n - 1];
   const struct nc_backing *backing = &above->backing;

@@ -24,6 +24,7 @@
 #include "dev/dev.h"
 #include "format/format.h"
 #include "format/fvd.h"
+#include "image-internal.h"
 #include "layer.h"
 #include "ref.h"
 #include "report.h"
@@ -253,40 +254,39 @@ learn_from_device (struct nc_dev *dev, const char *ref, const char *format_name,
   return -1;
 }
 
-static int
-learn_backing (const struct nc_image_create_options *opts,
-               struct nc_backing *b)
+int
+nc_backing_learn (const char *path, const char *ref, const char *format,
+                  const struct nc_tls *tls, struct nc_backing *b)
 {
-  const char *ref = opts->backing;
   enum nc_ref_kind kind;
   struct nc_dev *dev;
 
-  if (opts->backing_format == NULL) {
+  if (format == NULL) {
     nc_error ("%s: the format of the backing '%s' must be given: it is "
               "never guessed from content that a guest can write",
-              opts->path, ref);
+              path, ref);
     errno = EINVAL;
     return -1;
   }
   if (nc_ref_kind (ref, &kind) == -1)
     return -1;
-  if (kind != NC_REF_FILE && strcmp (opts->backing_format, "raw") != 0) {
+  if (kind != NC_REF_FILE && strcmp (format, "raw") != 0) {
     nc_error ("%s: the backing '%s' is served over NBD, so its format can "
-              "only be raw, not '%s'", opts->path, ref,
-              opts->backing_format);
+              "only be raw, not '%s'", path, ref,
+              format);
     errno = EINVAL;
     return -1;
   }
   if (kind == NC_REF_URI && check_uri (ref) == -1)
     return -1;
   b->present = true;
-  b->ref = kind == NC_REF_FILE ? nc_ref_for_image (ref, opts->path)
+  b->ref = kind == NC_REF_FILE ? nc_ref_for_image (ref, path)
     : strdup (kind == NC_REF_URI ? ref : "");
   if (b->ref == NULL)
     return -1;
   dev = kind == NC_REF_FILE ? nc_dev_open_file (ref, 0)
-    : nc_dev_open_nbd (ref, 10, opts->tls);
-  return dev ? learn_from_device (dev, ref, opts->backing_format, b) : -1;
+    : nc_dev_open_nbd (ref, 10, tls);
+  return dev ? learn_from_device (dev, ref, format, b) : -1;
 }
 
 #define GROW_UNIT (UINT64_C (64) << 20)
@@ -368,8 +368,8 @@ check_create_options (const struct nc_image_create_options *opts)
   return check_layout (opts);
 }
 
-static void
-free_backing (struct nc_backing *b)
+void
+nc_backing_free (struct nc_backing *b)
 {
   free (b->ref);
   free (b->format);
@@ -477,13 +477,15 @@ create_over (const struct nc_image_create_options *opts,
 int
 nc_image_create (const struct nc_image_create_options *opts)
 {
-  __attribute__ ((__cleanup__ (free_backing))) struct nc_backing b = { 0 };
+  __attribute__ ((__cleanup__ (nc_backing_free))) struct nc_backing b = { 0 };
   nc_uuid uuid;
 
   if (check_create_options (opts) == -1 ||
       nc_prefetch_policy_check (&opts->prefetch, opts->path) == -1)
     return -1;
-  if (opts->backing && learn_backing (opts, &b) == -1)
+  if (opts->backing &&
+      nc_backing_learn (opts->path, opts->backing, opts->backing_format,
+                        opts->tls, &b) == -1)
     return -1;
   return create_over (opts, &b, false, &uuid);
 }
@@ -532,7 +534,7 @@ put_on_top (const char *path, struct nc_layer *layer, const char *new_path,
     .path = new_path, .has_size = true, .size = layer->size,
     .block_size = layer->block_size,
   };
-  __attribute__ ((__cleanup__ (free_backing))) struct nc_backing b = {
+  __attribute__ ((__cleanup__ (nc_backing_free))) struct nc_backing b = {
     .present = true, .ref = nc_ref_for_image (path, new_path),
     .format = strdup ("fvd"), .identity = strdup (""),
     .size = layer->size, .uuid = layer->uuid,

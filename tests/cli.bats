@@ -65,14 +65,14 @@ print(eval(sys.argv[2]))' "$output" "$1"
 
 @test "help is on stdout, and names every command" {
   run -0 --separate-stderr "$NBDCHAIN" --help
-  for command in create info map check snapshot resize amend serve; do
+  for command in create info map check snapshot resize rebase amend serve; do
     [[ $output == *"  $command "* ]]
   done
   [ -z "$stderr" ]
 }
 
 @test "every command has its own help" {
-  for command in create info map check snapshot resize amend serve; do
+  for command in create info map check snapshot resize rebase amend serve; do
     run -0 --separate-stderr "$NBDCHAIN" "$command" --help
     [[ $output == "nbdchain $command: "* ]]
     [ -z "$stderr" ]
@@ -93,7 +93,7 @@ print(eval(sys.argv[2]))' "$output" "$1"
 @test "an unknown command is answered with the nearest one and with all" {
   run -2 "$NBDCHAIN" snapshto
   [[ $output == *"no command 'snapshto'; did you mean 'snapshot'?"* ]]
-  [[ $output == *"create, info, map, check, compare, snapshot, resize, amend, serve"* ]]
+  [[ $output == *"create, info, map, check, compare, snapshot, resize, rebase, amend, serve"* ]]
   run -2 "$NBDCHAIN" snap
   [[ $output == *"did you mean 'snapshot'?"* ]]
   run -2 "$NBDCHAIN" frobnicate
@@ -103,7 +103,7 @@ print(eval(sys.argv[2]))' "$output" "$1"
 }
 
 @test "an unknown option and missing or superfluous arguments are wrong usage" {
-  for command in create info map check snapshot resize amend serve; do
+  for command in create info map check snapshot resize rebase amend serve; do
     run -2 "$NBDCHAIN" "$command" --frobnicate
     [[ $output == *"--frobnicate"*"Try 'nbdchain $command --help'."* ]]
     run -2 "$NBDCHAIN" "$command"

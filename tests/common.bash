@@ -29,6 +29,7 @@ setup ()
   cd "$BATS_TEST_TMPDIR" || return 1
   started_pids=()
   scratch_dirs=()
+  loop_devices=()
 }
 
 teardown ()
@@ -40,6 +41,9 @@ teardown ()
   done
   for ((i = ${#started_pids[@]} - 1; i >= 0; i--)); do
     stop "${started_pids[i]}" >/dev/null 2>&1 || :
+  done
+  for dir in "${loop_devices[@]}"; do
+    losetup -d "$dir" || :
   done
   for dir in "${scratch_dirs[@]}"; do
     rm -rf "$dir"
@@ -145,6 +149,13 @@ scratch_dir ()
     scratch=$(mktemp -d "$BATS_TEST_TMPDIR/scratch.XXXXXX")
   fi
   scratch_dirs+=("$scratch")
+}
+
+# loop_device FILE: set $device to a block device on FILE, until the test ends.
+loop_device ()
+{
+  device=$(losetup --find --show "$1")
+  loop_devices+=("$device")
 }
 
 # nbdkit_with_chain: set $nbdkit to the words that start an nbdkit which can

@@ -385,7 +385,7 @@ resizes ()
     done
     exit 1'
   scratch_dir
-  "$harness/powerloss" run --states $((states / 8)) --seed "$seed" \
+  "$harness/powerloss" run --states $((states / 16)) --seed "$seed" \
     --work "$scratch" log -- bash judge
 }
 
@@ -395,6 +395,33 @@ resizes ()
 
 @test "resize, from page to page: the disk has the old size or the new one" {
   resizes '// 1' 16510000 16520001 16509001 16600000
+}
+
+@test "rebase: the disk stays the same, and it can be run again" {
+  make_disk 600001
+  make_base dir/new.raw 500001
+  serve_plain dir/top.fvd
+  oracle "$seed" --ops 40 --base base.raw --max-size 20000 "$uri"
+  nbdcopy "$uri" now.raw
+  stop_hard "$pid"
+  record
+  "${recorded[@]}" "$NBDCHAIN" rebase -b dir/new.raw -F raw dir/top.fvd
+  "${recorded[@]}" "$NBDCHAIN" rebase -b '' dir/top.fvd
+  log_is_complete
+  write_judge <<<'
+    set -e
+    cd "$STATE_DIR"
+    same () {
+      "$nbdchain" check top.fvd >/dev/null
+      nbdkit -U - "$plugin" top.fvd read-only=true \
+        --run "nbdcopy \"\$uri\" - | cmp - '"$PWD"'/now.raw"
+    }
+    same
+    "$nbdchain" rebase -b "" top.fvd >/dev/null
+    same'
+  scratch_dir
+  "$harness/powerloss" run --states $((states / 30)) --seed "$seed" \
+    --work "$scratch" log -- bash judge
 }
 
 # Without a sync that the format needs, states must be wrong.

@@ -195,12 +195,10 @@ assert json.loads(sys.argv[1]) == {"path": "a.fvd", "old_size": 8 << 30,
 }
 
 @test "an image on a block device is resized within the device" {
-  local device
   truncate -s 20M disk.img
-  device=$(losetup -f --show disk.img)
-  # shellcheck disable=SC2064             # now
-  trap "losetup -d $device" EXIT
-  tr '\0' x <disk.img | dd of="$device" bs=1M status=none conv=notrunc || :
+  loop_device disk.img
+  tr '\0' x <disk.img >rubbish
+  dd if=rubbish of="$device" bs=1M status=none conv=fsync
   "$NBDCHAIN" create "$device" 1M
   serve_plain "$device"
   nbdsh -u "$uri" -c 'h.pwrite(b"a" * (1 << 20), 0)' -c 'h.flush()'

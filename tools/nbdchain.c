@@ -34,6 +34,7 @@ static const struct command commands[] = {
   { "compare", compare_main, "compare two disks by content" },
   { "snapshot", snapshot_main, "retire an image; a new one on top goes on" },
   { "resize", resize_main, "make a disk larger or smaller" },
+  { "rebase", rebase_main, "give an image another backing, or none" },
   { "amend", amend_main, "change what an image says of prefetching" },
   { "serve", serve_main, "serve the disk to NBD clients" },
 };

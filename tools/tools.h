@@ -33,6 +33,7 @@ extern int map_main (int argc, char *argv[]);
 extern int check_main (int argc, char *argv[]);
 extern int snapshot_main (int argc, char *argv[]);
 extern int resize_main (int argc, char *argv[]);
+extern int rebase_main (int argc, char *argv[]);
 extern int amend_main (int argc, char *argv[]);
 extern int serve_main (int argc, char *argv[]);
 extern int compare_main (int argc, char *argv[]);

@@ -59,3 +59,35 @@ nc_fvd_amend (struct nc_dev *dev, const struct nc_image_amendment *amendment)
     return -1;
   return write_durably (dev, h);
 }
+
+int
+nc_fvd_change_backing (struct nc_dev *dev, const struct nc_backing *b)
+{
+  NC_FREE struct fvd_header *h = calloc (1, sizeof *h);
+  bool takes_over;
+
+  if (h == NULL) {
+    nc_error ("%s: %m", dev->name);
+    return -1;
+  }
+  if (read_to_change (dev, h) == -1)
+    return -1;
+  /* The same image under another name has still to be retired first. */
+  takes_over = (h->flags & FVD_TAKES_OVER) && b->present &&
+    nc_uuid_equal (&h->backing_uuid, &b->uuid);
+  if (fvd_header_set_backing (h, dev->name, b) == -1)
+    return -1;
+  h->flags |= takes_over ? FVD_TAKES_OVER : 0;
+  return write_durably (dev, h);
+}
+
+int
+nc_fvd_set_backing (struct nc_layer *layer, const struct nc_backing *b)
+{
+  struct fvd *f = layer->priv;
+
+  if (fvd_header_set_backing (&f->h, layer->path, b) == -1)
+    return -1;
+  /* In both copies: the old backing may be gone soon. */
+  return fvd_header_sync (f) == -1 ? -1 : fvd_header_sync (f);
+}

@@ -562,6 +562,24 @@ set_string (struct fvd_header *h, const char *whose, enum fvd_string which,
   return 0;
 }
 
+int
+fvd_header_set_backing (struct fvd_header *h, const char *whose,
+                        const struct nc_backing *b)
+{
+  h->flags &= ~(FVD_HAS_BACKING | FVD_TAKES_OVER);
+  h->flags |= b->present ? FVD_HAS_BACKING : 0;
+  h->backing_size = b->size;
+  h->backing_uuid = b->uuid;
+  for (unsigned i = FVD_BACKING_REF; i <= FVD_BACKING_IDENTITY; ++i)
+    h->string[i][0] = '\0';
+  if (set_string (h, whose, FVD_BACKING_REF, b->ref ? b->ref : "") == -1 ||
+      set_string (h, whose, FVD_BACKING_FORMAT,
+                  b->format ? b->format : "") == -1)
+    return -1;
+  return set_string (h, whose, FVD_BACKING_IDENTITY,
+                     b->identity ? b->identity : "");
+}
+
 static int
 create_summary (struct nc_dev *dev, const struct fvd_header *h)
 {
@@ -640,14 +658,9 @@ nc_fvd_create (struct nc_dev *dev, const struct nc_fvd_create_options *opts,
   h->journal_tail = 1;
   h->prefetch = opts->prefetch;
   if (b->present) {
-    h->flags |= FVD_HAS_BACKING | (opts->takes_over ? FVD_TAKES_OVER : 0);
-    h->backing_size = b->size;
-    h->backing_uuid = b->uuid;
-    if (set_string (h, dev->name, FVD_BACKING_REF, b->ref) == -1 ||
-        set_string (h, dev->name, FVD_BACKING_FORMAT, b->format) == -1 ||
-        set_string (h, dev->name, FVD_BACKING_IDENTITY,
-                    b->identity ? b->identity : "") == -1)
+    if (fvd_header_set_backing (h, dev->name, b) == -1)
       return -1;
+    h->flags |= opts->takes_over ? FVD_TAKES_OVER : 0;
   }
   if (opts->data_file) {
     h->flags |= opts->marked ? FVD_MARKED : 0;

@@ -129,6 +129,12 @@ extern int fvd_header_create (struct nc_dev *dev, struct fvd_header *h);
  * journal.size and profile.size, with room for the disk to grow. */
 extern void fvd_header_lay_out (struct fvd_header *h);
 
+/* Record B, whether or not it is present, as the backing, and that the image
+ * takes over from nobody.  Returns -1 if it does not fit, reported for WHOSE;
+ * then H can only be thrown away. */
+extern int fvd_header_set_backing (struct fvd_header *h, const char *whose,
+                                   const struct nc_backing *b);
+
 /* Whether the strings fit their area together. */
 extern bool fvd_header_strings_fit (const struct fvd_header *h);
 
@@ -441,9 +447,19 @@ extern int nc_fvd_profile_write (struct nc_layer *layer,
                                  const struct nc_profile_range *ranges,
                                  size_t n);
 
-/* fvd-amend.c; see nc_image_amend. */
+/* fvd-amend.c: the header alone.  nc_fvd_amend: see nc_image_amend. */
 extern int nc_fvd_amend (struct nc_dev *dev,
                          const struct nc_image_amendment *amendment);
+
+/* Record B as the backing of an image that nobody uses; durable.  The blocks
+ * stay as they are, so the caller knows that they are right. */
+extern int nc_fvd_change_backing (struct nc_dev *dev,
+                                  const struct nc_backing *b);
+
+/* The same for a writable layer that has been finished; it can only be closed
+ * afterwards. */
+extern int nc_fvd_set_backing (struct nc_layer *layer,
+                               const struct nc_backing *b);
 
 /* fvd-resize.c */
 

@@ -181,7 +181,8 @@ change_some (uint64_t *seed)
   open_chain (false);
   for (unsigned i = 0; i < 12 && flat_size > 0; ++i) {
     const uint64_t at = rnd_below (seed, 3) == 0 ? flat_size - 1 -
-      rnd_below (seed, nc_min64 (flat_size, 9000)) : rnd_below (seed, flat_size);
+      rnd_below (seed, nc_min64 (flat_size, 9000))
+      : rnd_below (seed, flat_size);
     uint64_t n = 1 + rnd_below (seed, nc_min64 (30000, flat_size - at));
 
     if (rnd_below (seed, 3) > 0) {
