@@ -588,3 +588,30 @@ nc_image_check (const char *path, nc_check_finding finding, void *opaque,
   nc_dev_close (dev);
   return r;
 }
+
+int
+nc_image_repair (const char *path, nc_check_repaired repaired, void *opaque,
+                 struct nc_check_result *result)
+{
+  static const struct nc_layer_options writable = {
+    .writable = true, .wait = true, .memory_fd = -1
+  };
+  struct nc_dev *dev = nc_dev_open_file (path, NC_DEV_WRITE);
+  struct nc_layer *layer;
+  int r;
+
+  if (dev == NULL)
+    return -1;
+  r = nc_fvd_check (dev, NULL, NULL, result);
+  if (r == -1 || result->errors > 0 || result->warnings == 0) {
+    nc_dev_close (dev);
+    return r;
+  }
+  layer = nc_layer_open (&nc_format_fvd, dev, path, &writable);
+  if (layer == NULL)
+    return -1;
+  r = nc_fvd_repair (layer, result->header_copies, result->clean, repaired,
+                     opaque);
+  nc_layer_close (layer);
+  return r;
+}

@@ -198,6 +198,9 @@ struct nc_check_result {
   uint64_t blocks_checked;
   uint64_t allocated;           /* bytes */
   uint64_t journal_records;     /* valid, not yet checkpointed */
+  uint64_t leaked;              /* bytes of storage that no block needs */
+  unsigned header_copies;       /* valid ones, of two */
+  bool clean;                   /* closed in order */
 };
 
 /* Called for each finding; TEXT names place and value. */
@@ -209,6 +212,17 @@ typedef void (*nc_check_finding) (void *opaque, bool error,
  * were found; -1 if it could not be checked at all, reported. */
 extern int nc_image_check (const char *path, nc_check_finding finding,
                            void *opaque, struct nc_check_result *result)
+  __attribute__ ((__nonnull__ (1, 4)));
+
+/* Called for each thing that was repaired. */
+typedef void (*nc_check_repaired) (void *opaque, const char *text);
+
+/* Check the fvd image PATH, which is not in use, and repair what a check
+ * warns of: nothing that any block reads as.  An image with an error is not
+ * written; RESULT says so.  It may be interrupted and run again.
+ * Returns 0 with *RESULT as it was before; -1 on error, reported. */
+extern int nc_image_repair (const char *path, nc_check_repaired repaired,
+                            void *opaque, struct nc_check_result *result)
   __attribute__ ((__nonnull__ (1, 4)));
 
 #endif /* NC_IMAGE_H */

@@ -424,6 +424,38 @@ resizes ()
     --work "$scratch" log -- bash judge
 }
 
+@test "check --repair: the disk stays the same, and it can be run again" {
+  make_disk 600001
+  serve_plain dir/top.fvd
+  oracle "$seed" --ops 40 --base base.raw --max-size 20000 "$uri"
+  nbdcopy "$uri" now.raw
+  stop_hard "$pid"
+  # A leak, and the older copy of the header torn.
+  truncate -s +300000 dir/top.fvd
+  printf rubbish >>dir/top.fvd
+  printf rubbish |
+    dd of=dir/top.fvd bs=1 conv=notrunc status=none \
+      seek="$(python3 -c 'f = open("dir/top.fvd", "rb").read(8192)
+print(900 + (4096 if f[4112:4120] < f[16:24] else 0))')"
+  record
+  "${recorded[@]}" "$NBDCHAIN" check --repair dir/top.fvd
+  log_is_complete
+  write_judge <<<'
+    set -e
+    cd "$STATE_DIR"
+    same () {
+      "$nbdchain" check top.fvd >/dev/null
+      nbdkit -U - "$plugin" top.fvd read-only=true \
+        --run "nbdcopy \"\$uri\" - | cmp - '"$PWD"'/now.raw"
+    }
+    same
+    "$nbdchain" check --repair top.fvd >/dev/null
+    same'
+  scratch_dir
+  "$harness/powerloss" run --states $((states / 30)) --seed "$seed" \
+    --work "$scratch" log -- bash judge
+}
+
 # Without a sync that the format needs, states must be wrong.
 must_fail ()
 {

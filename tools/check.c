@@ -29,6 +29,9 @@ static const char help[] =
   "server recovers it.  Do not check one that is being served.  Exits with\n"
   "0 when there is no error, with 3 when there is.\n"
   "\n"
+  "      --repair       mend what a check warns of, and check again; nothing\n"
+  "                     that the disk reads as is changed, and an image with\n"
+  "                     an error is not touched\n"
   "      --chain        check the backings, too\n"
   "      --allow=X      with --chain: a directory or NBD URI that references\n"
   "                     in images may lead to; may be repeated\n"
@@ -40,9 +43,10 @@ static const char help[] =
   "Example:\n"
   "  nbdchain check top.fvd\n";
 
-enum { OPT_CHAIN = 256, OPT_ALLOW, OPT_BASE, OPT_JSON };
+enum { OPT_REPAIR = 256, OPT_CHAIN, OPT_ALLOW, OPT_BASE, OPT_JSON };
 
 static const struct option options[] = {
+  { "repair", no_argument, NULL, OPT_REPAIR },
   { "chain", no_argument, NULL, OPT_CHAIN },
   { "allow", required_argument, NULL, OPT_ALLOW },
   { "base", required_argument, NULL, OPT_BASE },
@@ -68,6 +72,22 @@ collect_finding (void *opaque, bool error, const char *text)
                          json_pack ("{s:s, s:o}",
                                     "severity", error ? "error" : "warning",
                                     "text", json_text (text)));
+}
+
+static void
+print_repaired (void *opaque, const char *text)
+{
+  (void) opaque;
+  fputs ("repaired: ", stdout);
+  print_text (stdout, text);
+  putchar ('\n');
+}
+
+/* OPAQUE is a JSON array. */
+static void
+collect_repaired (void *opaque, const char *text)
+{
+  json_array_append_new (opaque, json_text (text));
 }
 
 static void
@@ -164,10 +184,12 @@ images_add_chain (struct images *images, const struct chain_args *args,
 }
 
 static int
-check_image (const char *image)
+check_image (const char *image, bool repair)
 {
   struct nc_check_result result = { 0 };
 
+  if (repair && nc_image_repair (image, print_repaired, NULL, &result) == -1)
+    return EXIT_FAILED;
   if (nc_image_check (image, print_finding, NULL, &result) == -1)
     return EXIT_FAILED;
   print_verdict (image, &result);
@@ -176,26 +198,31 @@ check_image (const char *image)
 
 /* The same as JSON; NULL if it could not be checked, reported. */
 static json_t *
-check_image_json (const char *image, bool *damaged)
+check_image_json (const char *image, bool repair, bool *damaged)
 {
   struct nc_check_result result = { 0 };
-  json_t *findings = json_array (), *json;
+  json_t *findings = json_array (), *repairs = json_array (), *json;
 
-  if (findings == NULL)
+  if (findings == NULL || repairs == NULL)
     goto no_memory;
-  if (nc_image_check (image, collect_finding, findings, &result) == -1) {
+  if ((repair &&
+       nc_image_repair (image, collect_repaired, repairs, &result) == -1) ||
+      nc_image_check (image, collect_finding, findings, &result) == -1) {
     json_decref (findings);
+    json_decref (repairs);
     return NULL;
   }
   *damaged = *damaged || result.errors > 0;
-  json = json_pack ("{s:o, s:I, s:I, s:I, s:I, s:I, s:o}",
+  json = json_pack ("{s:o, s:I, s:I, s:I, s:I, s:I, s:I, s:o, s:o}",
                     "path", json_text (image),
                     "errors", (json_int_t) result.errors,
                     "warnings", (json_int_t) result.warnings,
                     "blocks_checked", (json_int_t) result.blocks_checked,
                     "allocated", (json_int_t) result.allocated,
                     "journal_records", (json_int_t) result.journal_records,
-                    "findings", findings);
+                    "leaked", (json_int_t) result.leaked,
+                    "findings", findings,
+                    "repairs", repairs);
   if (json != NULL)
     return json;
 
@@ -207,13 +234,13 @@ check_image_json (const char *image, bool *damaged)
 /* Check them all, whatever is wrong with the first ones: the worst of their
  * exit codes. */
 static int
-check_images (const struct images *images)
+check_images (const struct images *images, bool repair)
 {
   int status = EXIT_DONE, s;
   size_t i;
 
   for (i = 0; i < images->n; i++) {
-    s = check_image (images->paths[i]);
+    s = check_image (images->paths[i], repair);
     if (status == EXIT_DONE || s == EXIT_DAMAGED)
       status = s;
   }
@@ -221,7 +248,7 @@ check_images (const struct images *images)
 }
 
 static int
-check_images_json (const struct images *images, bool chain)
+check_images_json (const struct images *images, bool repair, bool chain)
 {
   json_t *layers = json_array (), *json;
   bool damaged = false, failed = false;
@@ -229,7 +256,7 @@ check_images_json (const struct images *images, bool chain)
   size_t i;
 
   for (i = 0; i < images->n; i++) {
-    json = check_image_json (images->paths[i], &damaged);
+    json = check_image_json (images->paths[i], repair, &damaged);
     if (json == NULL || json_array_append_new (layers, json) == -1)
       failed = true;
   }
@@ -250,11 +277,14 @@ check_main (int argc, char *argv[])
 {
   struct chain_args args = { 0 };
   struct images images = { 0 };
-  bool json = false, follow = false;
+  bool json = false, follow = false, repair = false;
   int c, r, status = EXIT_USAGE;
 
   while ((c = getopt_long (argc, argv, "h", options, NULL)) != -1)
     switch (c) {
+    case OPT_REPAIR:
+      repair = true;
+      break;
     case OPT_CHAIN:
       follow = true;
       break;
@@ -282,12 +312,17 @@ check_main (int argc, char *argv[])
     usage_error (argv[0]);
     goto out;
   }
+  if (repair && follow) {
+    nc_error ("--repair is for one image at a time, without --chain");
+    usage_error (argv[0]);
+    goto out;
+  }
   status = EXIT_FAILED;
   r = follow ? images_add_chain (&images, &args, argv[optind])
              : images_add (&images, argv[optind]);
   if (r == 0)
-    status = json ? check_images_json (&images, follow)
-                  : check_images (&images);
+    status = json ? check_images_json (&images, repair, follow)
+                  : check_images (&images, repair);
 
  out:
   images_free (&images);

@@ -93,6 +93,8 @@ struct nc_dev {
   uint64_t size;                /* bytes, fixed while the device is open
                                    (a file that is written may grow) */
   bool writable;
+  bool has_holes;               /* a file: what .extents calls a hole takes
+                                   no storage, and all else does */
   bool remote;                  /* may be unreachable for a while */
   char *identity;               /* what a remote says of itself, so that
                                    another one in its place is noticed;

@@ -495,6 +495,7 @@ examine (struct file *f)
   f->st_ino = st.st_ino;
   if (S_ISREG (st.st_mode)) {
     f->dev.size = st.st_size;
+    f->dev.has_holes = true;
     return 0;
   }
   if (S_ISBLK (st.st_mode)) {

@@ -116,8 +116,12 @@ check_contents (struct check *c, struct fvd *f)
           " records of the journal are read at the next open",
           c->result->journal_records);
   }
-  if (fvd_bits_count (f, &blocks) == -1)
+  if (fvd_bits_count (f, &blocks) == -1 ||
+      fvd_leaks (f, NULL, &c->result->leaked) == -1)
     return -1;
+  if (c->result->leaked)
+    find (c, false, "%" PRIu64 " bytes of storage belong to no block",
+          c->result->leaked);
   c->result->allocated = nc_min64 (blocks << f->h.block_bits, f->h.size);
   return 0;
 }
@@ -141,6 +145,8 @@ nc_fvd_check (struct nc_dev *dev, nc_check_finding finding, void *opaque,
     find (&c, true, "the header cannot be used");
     return 0;
   }
+  result->header_copies = copies;
+  result->clean = f.h.flags & FVD_CLEAN;
   if (copies == 1)
     find (&c, false, "one of the two header copies is damaged; the next "
           "write of the header replaces it");

@@ -274,3 +274,24 @@ fvd_profile_write (struct nc_dev *dev, const struct fvd_header *h,
     return -1;
   return dev->ops->sync (dev);
 }
+
+int
+fvd_profile_clear_torn (struct nc_dev *dev, const struct fvd_header *h,
+                        unsigned *n)
+{
+  *n = 0;
+  for (unsigned i = 0; i < 2 && h->profile.size > 0; ++i) {
+    __attribute__ ((__cleanup__ (free_half))) struct half half = { 0 };
+    bool empty;
+
+    if (read_half (dev, h, i, &half, &empty) == -1)
+      return -1;
+    if (empty || half.generation > 0)
+      continue;
+    if (dev->ops->zero (dev, h->profile.offset + i * half_size (h),
+                        half_size (h), NC_ZERO_MAY_TRIM) == -1)
+      return -1;
+    ++*n;
+  }
+  return 0;
+}

@@ -167,6 +167,22 @@ set_data_size (struct fvd *f, uint64_t size)
   return -1;
 }
 
+/* Whether the last block of the old size, which is not whole, is allocated. */
+static int
+tail_is_allocated (struct fvd *f, bool *allocated)
+{
+  const uint64_t last = f->bm->nblocks - 1;
+  uint64_t run;
+
+  *allocated = false;
+  if (f->h.size % (UINT64_C (1) << f->h.block_bits) == 0)
+    return 0;
+  if (fvd_page_load (f, last / NC_PAGE_BLOCKS) == -1)
+    return -1;
+  *allocated = nc_bitmap_run (f->bm, last, 1, &run) == NC_RUN_SET;
+  return 0;
+}
+
 /* What lies behind the old end reads as zeros. */
 static int
 grow_data (struct fvd *f, uint64_t size)
@@ -174,11 +190,14 @@ grow_data (struct fvd *f, uint64_t size)
   const uint64_t old = f->h.size;
   const uint64_t block_end =
     nc_min64 (nc_round_up (old, UINT64_C (1) << f->h.block_bits), size);
+  bool allocated;
 
+  if (tail_is_allocated (f, &allocated) == -1)
+    return -1;
   if (set_data_size (f, old) == -1 || set_data_size (f, size) == -1)
     return -1;
   /* A device keeps what was there. */
-  if (block_end > old &&
+  if (allocated &&
       f->data->ops->zero (f->data, f->h.data_offset + old, block_end - old,
                           0) == -1)
     return -1;
@@ -195,21 +214,29 @@ grow (struct fvd *f, uint64_t size)
   return fvd_header_sync (f);
 }
 
+int
+fvd_tail_clear (struct fvd *f)
+{
+  uint8_t sector[FVD_SECTOR], now[FVD_SECTOR];
+  uint64_t page;
+  int r = tail_page (f, fvd_nblocks (&f->h), &page, sector);
+
+  if (r != 1 || fvd_summary_get (f, page) != FVD_MIXED)
+    return r == -1 ? -1 : 0;
+  if (f->dev->ops->pread (f->dev, now, sizeof now, f->h.bitmap.offset +
+                          page * FVD_SECTOR) == -1)
+    return -1;
+  if (memcmp (sector, now, sizeof now) == 0)
+    return 0;
+  return write_page (f, page, sector) == -1 ? -1 : 1;
+}
+
 /* Also to the size that it has: what an interrupted one has left goes. */
 static int
 shrink (struct fvd *f, uint64_t size)
 {
-  uint8_t sector[FVD_SECTOR];
-  uint64_t page;
-  int mixed;
-
   f->h.size = size;
-  if (fvd_header_sync (f) == -1)
-    return -1;
-  mixed = tail_page (f, fvd_nblocks (&f->h), &page, sector);
-  if (mixed == -1 ||
-      (mixed && fvd_summary_get (f, page) == FVD_MIXED &&
-       write_page (f, page, sector) == -1))
+  if (fvd_header_sync (f) == -1 || fvd_tail_clear (f) == -1)
     return -1;
   if (set_data_size (f, size) == -1 || fvd_sync_data (f) == -1)
     return -1;

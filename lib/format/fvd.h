@@ -160,6 +160,10 @@ extern int fvd_profile_write (struct nc_dev *dev, const struct fvd_header *h,
                               const struct nc_profile_range *ranges,
                               size_t n);
 
+/* Clear the halves that hold something which does not count: *N of them. */
+extern int fvd_profile_clear_torn (struct nc_dev *dev,
+                                   const struct fvd_header *h, unsigned *n);
+
 struct fvd_range { uint64_t blk, count; };
 
 /* Chunks that got a place. */
@@ -466,6 +470,10 @@ extern int nc_fvd_set_backing (struct nc_layer *layer,
 /* The largest disk for which the areas of the image have room. */
 extern uint64_t fvd_size_limit (const struct fvd_header *h);
 
+/* Clear the bits behind the last block of a finished image; the caller syncs.
+ * Returns 1 if there were any, 0 if not, -1 on error, reported. */
+extern int fvd_tail_clear (struct fvd *f);
+
 /* Whether the disk can have this size.  Returns -1 if not, reported. */
 extern int nc_fvd_can_resize (const struct nc_layer *layer, uint64_t size);
 
@@ -473,6 +481,21 @@ extern int nc_fvd_can_resize (const struct nc_layer *layer, uint64_t size);
  * Afterwards, and after an error (which leaves either size), the layer can
  * only be closed. */
 extern int nc_fvd_resize (struct nc_layer *layer, uint64_t size);
+
+/* fvd-repair.c */
+
+/* How many bytes of storage no block of F, whose bitmap is complete, needs.
+ * FN, unless NULL, is called for each range of them, but for those behind the
+ * end; offsets are the disk's. */
+extern int fvd_leaks (struct fvd *f,
+                      int (*fn) (struct fvd *f, uint64_t offset,
+                                 uint64_t count), uint64_t *bytes);
+
+/* Repair the image of a writable layer that waits to begin, and in which a
+ * check found no error; COPIES of its header were valid, and CLEAN says
+ * whether it was closed in order.  Afterwards it can only be closed. */
+extern int nc_fvd_repair (struct nc_layer *layer, unsigned copies, bool clean,
+                          nc_check_repaired repaired, void *opaque);
 
 /* fvd-check.c; see nc_image_check. */
 extern int nc_fvd_check (struct nc_dev *dev, nc_check_finding finding,
