@@ -20,6 +20,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "chain.h"
 #include "checked.h"
 #include "dev/dev.h"
 #include "format/format.h"
@@ -29,6 +30,7 @@
 #include "ref.h"
 #include "report.h"
 #include "scope.h"
+#include "zeroes.h"
 
 static const struct nc_layer_options read_only = { .memory_fd = -1 };
 
@@ -309,6 +311,16 @@ check_layout (const struct nc_image_create_options *opts)
 {
   const uint64_t chunk = UINT64_C (1) << FVD_CHUNK_BITS;
 
+  if (opts->zero_in_base &&
+      (opts->backing == NULL || opts->compact ||
+       is_block_device (opts->data_file ? opts->data_file : opts->path))) {
+    nc_error ("%s: zeros of the backing can be recorded only with a backing, "
+              "in a regular file, and not in a compact image: they take no "
+              "room only where the storage reads as zeros by itself",
+              opts->path);
+    errno = EINVAL;
+    return -1;
+  }
   if (opts->compact && opts->data_file) {
     nc_error ("%s: an image with a data file cannot be compact: the data "
               "file is laid out like the disk", opts->path);
@@ -440,6 +452,20 @@ create_with_data_file (const struct nc_image_create_options *opts,
   return r;
 }
 
+static int
+find_zeroes (const struct nc_image_create_options *opts,
+             struct nc_fvd_create_options *fvd, struct fvd_ranges *zero)
+{
+  const struct nc_chain_options chain_opts = {
+    .image = opts->backing, .is_ref = true, .format = opts->backing_format,
+    .allow = opts->allow, .tls = opts->tls, .retry = NC_RETRY_DEFAULT,
+    .memory_fd = -1, .read_only = true,
+  };
+
+  fvd->zero = zero;
+  return nc_zeroes_find (&chain_opts, fvd->size, fvd->block_bits, zero);
+}
+
 /* Create the image with its backing already known.  *uuid is the new one's.
  */
 static int
@@ -460,6 +486,8 @@ create_over (const struct nc_image_create_options *opts,
     .grow_unit = opts->grow_unit ? opts->grow_unit : GROW_UNIT,
     .prefetch = opts->prefetch,
   };
+  struct fvd_ranges zero = { 0 };
+  int r = -1;
 
   if (opts->compact && size > (uint64_t) FVD_CHUNKS_MAX << FVD_CHUNK_BITS) {
     nc_error ("%s: size %" PRIu64 " is too large for a compact image: at most "
@@ -470,8 +498,11 @@ create_over (const struct nc_image_create_options *opts,
   }
   if (nc_uuid_generate (uuid) == -1)
     return -1;
-  return opts->data_file ? create_with_data_file (opts, &fvd, uuid)
-    : create_image (opts->path, &fvd, uuid);
+  if (!opts->zero_in_base || find_zeroes (opts, &fvd, &zero) == 0)
+    r = opts->data_file ? create_with_data_file (opts, &fvd, uuid)
+      : create_image (opts->path, &fvd, uuid);
+  free (zero.v);
+  return r;
 }
 
 int

@@ -96,6 +96,9 @@ struct nc_image_create_options {
                                    relative to the current directory */
   const char *backing_format;   /* needed with a backing: never guessed */
   const struct nc_tls *tls;     /* for a backing with TLS, or NULL */
+  bool zero_in_base;            /* what is zeros in the backing now is
+                                   recorded as such, by block status */
+  const struct nc_allow *allow; /* for that: as in nc_chain_options */
   uint32_t block_size;          /* 0 = default */
   uint64_t journal_size;        /* 0 = default */
   const char *data_file;        /* where the data is to be, as the operator

@@ -92,6 +92,17 @@ rounds ()
   rounds large.fvd base.raw --connections 2 --max-size 2500000
 }
 
+@test "zeros of the base are recorded, and writes to them are like any other" {
+  make_base base.raw 7340031
+  fallocate -p -o 1000000 -l 3000000 base.raw
+  make_overlay top.fvd base.raw --zero-in-base
+  rounds top.fvd base.raw --connections 3 --overlap --max-size 100000
+  make_overlay big.fvd base.raw --zero-in-base --block-size 64K \
+    --data-file data.raw
+  rm state
+  rounds big.fvd base.raw --connections 3 --max-size 100000
+}
+
 @test "an overlay larger than its base, and one that is smaller" {
   make_base base.raw 3000001
   make_overlay large.fvd base.raw 5000003

@@ -184,6 +184,20 @@ wraps ()
   check_states $((states / 12)) top.fvd
 }
 
+@test "zeros of the base are recorded" {
+  make_base base.raw 4194301
+  fallocate -p -o 100000 -l 2500000 base.raw
+  mkdir dir
+  cp base.raw dir/base.raw
+  make_overlay dir/top.fvd dir/base.raw --zero-in-base
+  record
+  start_recorded dir/top.fvd
+  workload 700
+  stop "$pid"
+  log_is_complete
+  check_states $((states / 12)) top.fvd
+}
+
 @test "zeros found in writes" {
   make_disk 3000001
   record

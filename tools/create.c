@@ -31,6 +31,10 @@ static const char help[] =
   "                         URI, or \"[ command args ]\"\n"
   "  -F, --backing-format=FORMAT\n"
   "                         raw or fvd; always needed with -b\n"
+  "      --zero-in-base     record what is zeros in the backing, by what it says\n"
+  "                         of itself: these blocks never need it again\n"
+  "      --allow=X          for --zero-in-base: a directory or NBD URI that\n"
+  "                         references in the backing may lead to\n"
   "      --block-size=N     unit of allocation, a power of two (default: 4K,\n"
   "                         more on disks beyond 1T)\n"
   "      --journal-size=N   room for the journal, 16K to 1G (default: 1M)\n"
@@ -54,10 +58,12 @@ static const char help[] =
   "Example:\n"
   "  nbdchain create -b nbd://server/base -F raw top.fvd\n";
 
-enum { OPT_BLOCK_SIZE = 256, OPT_JOURNAL_SIZE, OPT_DATA_FILE, OPT_COMPACT,
+enum { OPT_ALLOW = 256, OPT_ZERO_IN_BASE, OPT_BLOCK_SIZE, OPT_JOURNAL_SIZE, OPT_DATA_FILE, OPT_COMPACT,
        OPT_GROW_UNIT, OPT_JSON };
 
 static const struct option options[] = {
+  { "allow", required_argument, NULL, OPT_ALLOW },
+  { "zero-in-base", no_argument, NULL, OPT_ZERO_IN_BASE },
   { "backing", required_argument, NULL, 'b' },
   { "backing-format", required_argument, NULL, 'F' },
   { "block-size", required_argument, NULL, OPT_BLOCK_SIZE },
@@ -85,6 +91,11 @@ check_options (const struct nc_image_create_options *opts)
     nc_error ("-F is the format of a backing, and there is no -b");
     return -1;
   }
+  if (opts->allow && !opts->zero_in_base) {
+    nc_error ("--allow goes with --zero-in-base: otherwise nothing that the"
+              " backing names is looked at");
+    return -1;
+  }
   if (opts->backing == NULL && !opts->has_size) {
     nc_error ("give the SIZE of the disk, or a backing (-b) to take it from");
     return -1;
@@ -97,12 +108,14 @@ print_created_json (const struct nc_image_info *info)
 {
   const bool named = info->backing != NULL && *info->backing;
 
-  return print_json (json_pack ("{s:o, s:I, s:I, s:I, s:s, s:o, s:o}",
+  return print_json (json_pack ("{s:o, s:I, s:I, s:I, s:I, s:s, s:o, s:o}",
                                 "path", json_text (info->path),
                                 "size", (json_int_t) info->size,
                                 "block_size", (json_int_t) info->block_size,
                                 "journal_size",
                                 (json_int_t) info->journal_size,
+                                "zero_in_base",
+                                (json_int_t) info->allocated,
                                 "uuid", info->uuid,
                                 "backing",
                                 json_text (named ? info->backing : NULL),
@@ -129,6 +142,9 @@ print_created (const struct nc_image_info *info,
   fputs (",\non top of ", stdout);
   print_text (stdout, *info->backing ? info->backing : opts->backing);
   printf (" (%s)\n", opts->backing_format);
+  if (opts->zero_in_base)
+    printf ("%s are zeros there, and recorded as such\n",
+            size_text (info->allocated, size));
   if (*info->backing == '\0') {
     fputs ("An image records no command: name it whenever the image is used,"
            "\n  --base '", stdout);
@@ -174,6 +190,8 @@ create_main (int argc, char *argv[])
   struct nc_tls tls = { NULL, NULL, NULL };
   struct nc_image_create_options opts = { .tls = &tls };
   struct nc_image_amendment prefetch = { 0 };
+  __attribute__ ((__cleanup__ (chain_args_free))) struct chain_args args =
+    { 0 };
   bool json = false;
   uint64_t size;
   int c, r;
@@ -185,6 +203,14 @@ create_main (int argc, char *argv[])
       break;
     case 'F':
       opts.backing_format = optarg;
+      break;
+    case OPT_ALLOW:
+      if (chain_args_allow (&args, optarg) == -1)
+        return EXIT_USAGE;
+      opts.allow = args.allow;
+      break;
+    case OPT_ZERO_IN_BASE:
+      opts.zero_in_base = true;
       break;
     case OPT_BLOCK_SIZE:
       if (parse_size ("--block-size", optarg, &size) == -1)

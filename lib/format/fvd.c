@@ -9,6 +9,7 @@
 
 #include "format/fvd.h"
 
+#include <endian.h>
 #include <errno.h>
 #include <gnutls/gnutls.h>
 #include <gnutls/crypto.h>
@@ -580,21 +581,83 @@ fvd_header_set_backing (struct fvd_header *h, const char *whose,
                      b->identity ? b->identity : "");
 }
 
-static int
-create_summary (struct nc_dev *dev, const struct fvd_header *h)
+/* The blocks of RANGES, in order, in a bitmap of which nothing is loaded. */
+static void
+set_ranges (struct nc_bitmap *bm, const struct fvd_ranges *ranges)
 {
-  uint8_t sector[FVD_SECTOR];
+  for (size_t i = 0; i < ranges->n; ++i) {
+    const struct fvd_range *r = &ranges->v[i];
+
+    nc_bitmap_load_equal (bm, r->blk / NC_PAGE_BLOCKS, false);
+    nc_bitmap_load_equal (bm, (r->blk + r->count - 1) / NC_PAGE_BLOCKS,
+                          false);
+    nc_bitmap_set (bm, r->blk, r->count);
+  }
+}
+
+static int
+create_page (struct fvd *f, uint64_t page)
+{
+  union {
+    uint8_t bytes[FVD_SECTOR];
+    uint64_t words[NC_PAGE_STRIDE];
+  } sector;
+  enum nc_page_state state;
+
+  if (f->bm->state[page] == NC_PAGE_UNLOADED)
+    return 0;
+  state = nc_bitmap_copy_page (f->bm, page, sector.words);
+  fvd_summary_set (f, page, state == NC_PAGE_ALL ? FVD_ALL
+                   : state == NC_PAGE_MIXED ? FVD_MIXED : FVD_NONE);
+  if (state != NC_PAGE_MIXED)
+    return 0;
+  for (unsigned i = 0; i < NC_PAGE_WORDS; ++i)
+    sector.words[i] = htole64 (sector.words[i]);
+  fvd_sector_seal (&f->h.uuid, FVD_BITMAP, page, sector.bytes);
+  return f->dev->ops->pwrite (f->dev, sector.bytes, FVD_SECTOR,
+                              f->h.bitmap.offset + page * FVD_SECTOR);
+}
+
+static int
+create_pages (struct fvd *f, const struct fvd_ranges *zero, uint64_t nsectors)
+{
+  if (zero)
+    set_ranges (f->bm, zero);
+  for (uint64_t page = 0; page < f->bm->npages; ++page)
+    if (create_page (f, page) == -1)
+      return -1;
+  for (uint64_t i = 0; i < nsectors; ++i)
+    fvd_sector_seal (&f->h.uuid, FVD_SUMMARY, i,
+                     f->summary + i * FVD_SECTOR);
+  return f->dev->ops->pwrite (f->dev, f->summary, nsectors * FVD_SECTOR,
+                              f->h.summary.offset);
+}
+
+/* Bitmap and summary, with the blocks of ZERO (NULL: none) allocated. */
+static int
+create_bitmap (struct nc_dev *dev, const struct fvd_header *h,
+               const struct fvd_ranges *zero)
+{
   const uint64_t npages = nc_bitmap_npages (fvd_nblocks (h));
   const uint64_t n = nc_max64 (nc_div_up (npages, FVD_SUMMARY_PAGES), 1);
+  NC_FREE struct fvd *f = calloc (1, sizeof *f);
+  NC_FREE uint8_t *summary = calloc (n, FVD_SECTOR);
+  int r;
 
-  for (uint64_t i = 0; i < n; ++i) {
-    memset (sector, 0, sizeof sector);
-    fvd_sector_seal (&h->uuid, FVD_SUMMARY, i, sector);
-    if (dev->ops->pwrite (dev, sector, sizeof sector,
-                          h->summary.offset + i * FVD_SECTOR) == -1)
-      return -1;
+  if (f == NULL || summary == NULL) {
+    nc_error ("%s: bitmap: %m", dev->name);
+    return -1;
   }
-  return 0;
+  f->dev = dev;
+  f->h = *h;
+  f->summary = summary;
+  f->bm = &f->keep.bitmap;
+  if (nc_keep_open (&f->keep, -1, dev->name, &h->uuid, fvd_nblocks (h),
+                    0) == -1)
+    return -1;
+  r = create_pages (f, zero, n);
+  nc_keep_close (&f->keep);
+  return r;
 }
 
 /* Real zeros, so that a record never needs storage. */
@@ -672,7 +735,7 @@ nc_fvd_create (struct nc_dev *dev, const struct nc_fvd_create_options *opts,
   if (opts->compact &&
       dev->ops->zero (dev, h->table.offset, h->table.size, 0) == -1)
     return -1;
-  if (create_summary (dev, h) == -1 || create_journal (dev, h) == -1 ||
+  if (create_bitmap (dev, h, opts->zero) == -1 || create_journal (dev, h) == -1 ||
       fvd_header_create (dev, h) == -1)
     return -1;
   return 0;

@@ -423,6 +423,9 @@ struct nc_fvd_create_options {
   uint64_t journal_size;
   const struct nc_backing *backing;
   bool takes_over;              /* from the backing, once that is retired */
+  const struct fvd_ranges *zero;        /* blocks that are allocated, and read
+                                   as zeros, from the beginning; in order;
+                                   NULL: none */
   bool compact;
   uint64_t grow_unit;           /* compact */
   const char *data_file;        /* as to be stored; NULL: none */
