@@ -483,7 +483,8 @@ fault_do_sync (struct nc_dev *dev)
   if (fault_count (dev, FAULT_SYNC) == -1 ||
       inner->ops->sync (inner) == -1)
     return -1;
-  fault->n_undo = 0;
+  if (fault->track)
+    fault->n_undo = 0;
   return 0;
 }
 

@@ -44,11 +44,11 @@ enum {
 };
 
 struct fault {
-  /* Set by the test, while no operation is under way. */
-  unsigned mask;                /* which operations count */
-  uint64_t at;                  /* the first that fails, from 1; 0: none */
-  uint64_t n;                   /* how many fail from there on */
-  int err;                      /* their errno */
+  /* Set by the test, the first four also while a checkpoint is under way. */
+  _Atomic (unsigned) mask;      /* which operations count */
+  _Atomic (uint64_t) at;        /* the first that fails, from 1; 0: none */
+  _Atomic (uint64_t) n;         /* how many fail from there on */
+  _Atomic (int) err;            /* their errno */
   bool partly;                  /* a write that fails changes some sectors */
   bool track;                   /* remember what unsynced writes replaced */
 
@@ -65,7 +65,7 @@ struct fault {
   _Atomic (uint64_t) count;     /* operations of the mask */
   _Atomic (uint64_t) failures;
   _Atomic (uint64_t) reads, writes, durable, syncs, zeros;
-  unsigned failed_kinds;        /* as a mask */
+  _Atomic (unsigned) failed_kinds;      /* as a mask */
 
   pthread_mutex_t lock;         /* guards the rest */
   pthread_cond_t changed;
