@@ -24,9 +24,10 @@
 static const uint8_t magic[8] = "NBDCFVD\n";
 
 /* A new image gets room for a disk so many times its size, and at least so
- * large. */
+ * large; less if it is compact, for storage on which room costs. */
 #define GROWTH 8
 #define GROWTH_MIN (UINT64_C (64) << 30)
+#define GROWTH_COMPACT 2
 
 /* Offsets of the fields; see the specification. */
 enum {
@@ -494,8 +495,11 @@ fvd_header_create (struct nc_dev *dev, struct fvd_header *h)
 static struct fvd_header
 grown (const struct fvd_header *h)
 {
-  const uint64_t most = h->size > FVD_SIZE_MAX / GROWTH ? FVD_SIZE_MAX
-    : nc_max64 (h->size * GROWTH, GROWTH_MIN);
+  const uint64_t times = fvd_is_compact (h) ? GROWTH_COMPACT : GROWTH;
+  const uint64_t least = fvd_is_compact (h) ? UINT64_C (1) << h->chunk_bits
+    : GROWTH_MIN;
+  const uint64_t most = h->size > FVD_SIZE_MAX / times ? FVD_SIZE_MAX
+    : nc_max64 (h->size * times, least);
   struct fvd_header larger = {
     .size = most, .block_bits = h->block_bits, .chunk_bits = h->chunk_bits,
   };
