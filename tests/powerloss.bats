@@ -366,11 +366,13 @@ assert (p[\"whole\"], p[\"unit\"]) in ((False, 0), (True, 4096), (False, 8192)),
 
 # resizes ALLOCATED FROM TO...: from one size to the next, each state shows one
 # of the disks that were there.  A part of the blocks is allocated before.
+# $layout: options of create.
 resizes ()
 {
   local size i=0 allocated=$1
   shift
-  make_disk 300001
+  # shellcheck disable=SC2086
+  make_disk 300001 ${layout-}
   "$NBDCHAIN" resize --shrink dir/top.fvd "$1"
   shift
   serve_plain dir/top.fvd
@@ -409,6 +411,11 @@ resizes ()
 
 @test "resize, from page to page: the disk has the old size or the new one" {
   resizes '// 1' 16510000 16520001 16509001 16600000
+}
+
+@test "resize of a compact image: the disk has the old size or the new one" {
+  layout="--compact --grow-unit 1M" \
+    resizes '// 1' 3500001 3494001 4200000 2090001 4100000 2200001
 }
 
 @test "rebase: the disk stays the same, and it can be run again" {

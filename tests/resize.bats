@@ -89,11 +89,41 @@ assert json.loads(sys.argv[1]) == {"path": "a.fvd", "old_size": 8 << 30,
   done
 }
 
-@test "a compact image is refused, with what to do" {
-  "$NBDCHAIN" create --compact a.fvd 3M
-  run -1 "$NBDCHAIN" resize a.fvd 4M
-  [[ $output == *"compact"*"create -b"* ]]
+@test "a compact image: the places of what was cut off never come back" {
+  "$NBDCHAIN" create --compact --grow-unit 1M a.fvd 300000001
+  serve_plain a.fvd
+  # In three sectors of the table: the first two keep something.
+  nbdsh -u "$uri" -c 'for i in (5, 100, 130, 200, 259, 286):
+    h.pwrite(b"%c" % (i % 256) * 9000, (i << 20) - 4000)' -c 'h.flush()'
+  stop "$pid"
+  local before
+  before=$(stat -c %s a.fvd)
+  "$NBDCHAIN" resize --shrink a.fvd $(((130 << 20) - 999))
+  serve_plain a.fvd
+  # The sector with the end is written again with what is behind.
+  nbdsh -u "$uri" -c 'h.pwrite(b"x" * 5000, 128 << 20)' -c 'h.flush()'
+  stop "$pid"
+  "$NBDCHAIN" resize a.fvd 500M
+  [ "$(size a.fvd)" = $((500 << 20)) ]
+  [ "$(stat -c %s a.fvd)" -le $((before + (2 << 20))) ]
+  serve_plain a.fvd
+  nbdsh -u "$uri" -c 'want = bytearray(500 << 20)
+for i in (5, 100, 130):
+    want[(i << 20) - 4000:(i << 20) + 5000] = b"%c" % i * 9000' \
+    -c 'want[128 << 20:(128 << 20) + 5000] = b"x" * 5000' \
+    -c 'end = (130 << 20) - 999' -c 'want[end:] = bytes(len(want) - end)' \
+    -c 'for at in range(0, len(want), 25 << 20):
+    assert h.pread(25 << 20, at) == want[at:at + (25 << 20)], at' \
+    -c 'for i in (130, 200, 286, 400): h.pwrite(b"y" * 8192, i << 20)' \
+    -c 'for i in (130, 200, 286, 400):
+    assert h.pread(10000, (i << 20) - 999) == \
+      bytes(999) + b"y" * 8192 + bytes(809), i'
+  stop "$pid"
+  # 13 before, and a new one for each of these.
+  "$NBDCHAIN" info --json a.fvd | jq -e '.fvd.compact.chunks == 17'
   "$NBDCHAIN" check a.fvd
+  run -1 "$NBDCHAIN" resize a.fvd 1T
+  [[ $output == *"has room for"*"create -b"* ]]
 }
 
 @test "a disk that was made larger is zeros behind, whatever the base has" {
@@ -111,18 +141,24 @@ assert json.loads(sys.argv[1]) == {"path": "a.fvd", "old_size": 8 << 30,
 }
 
 @test "what was behind a smaller disk never comes back" {
+  local layout
   make_base base.raw 100000
-  make_overlay a.fvd base.raw
-  serve_plain a.fvd
-  oracle "$seed" --ops 60 --base base.raw --max-size 60000 "$uri"
-  nbdcopy "$uri" now.raw
-  stop "$pid"
-  "$NBDCHAIN" resize --shrink a.fvd 50001
-  "$NBDCHAIN" resize a.fvd 100000
-  truncate -s 50001 now.raw
-  truncate -s 100000 now.raw
-  serve_plain a.fvd
-  assert_same_as now.raw "$uri"
+  for layout in --block-size=4K --compact; do
+    make_overlay a.fvd base.raw "$layout"
+    serve_plain a.fvd
+    oracle "$seed" --ops 60 --base base.raw --max-size 60000 "$uri"
+    nbdsh -u "$uri" -c 'h.pwrite(b"x" * 20000, 40000)'
+    nbdcopy "$uri" now.raw
+    stop "$pid"
+    "$NBDCHAIN" resize --shrink a.fvd 50001
+    "$NBDCHAIN" resize a.fvd 100000
+    truncate -s 50001 now.raw
+    truncate -s 100000 now.raw
+    serve_plain a.fvd
+    assert_same_as now.raw "$uri"
+    stop "$pid"
+    rm a.fvd now.raw
+  done
 }
 
 @test "an image with a data file is resized with its data file" {

@@ -580,3 +580,32 @@ fvd_table_write (struct fvd *f)
   }
   return 0;
 }
+
+int
+fvd_table_clear_tail (struct fvd *f, uint64_t size)
+{
+  const struct fvd_header larger = {
+    .size = size, .chunk_bits = f->h.chunk_bits,
+  };
+  const uint64_t n = nc_div_up (fvd_nchunks (&larger), FVD_TABLE_ENTRIES);
+  uint64_t i = fvd_nchunks (&f->h) / FVD_TABLE_ENTRIES;
+  const unsigned keep = fvd_nchunks (&f->h) % FVD_TABLE_ENTRIES;
+  uint8_t sector[FVD_SECTOR];
+
+  if (keep > 0) {
+    if (load (f, i) == -1)
+      return -1;
+    memset (sector, 0, sizeof sector);
+    for (unsigned k = 0; k < keep; ++k)
+      nc_put_le32 (sector + 4 * k, f->chunks.entry[i * STRIDE + k]);
+    fvd_sector_seal (&f->h.uuid, FVD_TABLE, i, sector);
+    if (f->dev->ops->pwrite (f->dev, sector, sizeof sector,
+                             f->h.table.offset + i * FVD_SECTOR) == -1)
+      return -1;
+    ++i;
+  }
+  if (i < n && f->dev->ops->zero (f->dev, f->h.table.offset + i * FVD_SECTOR,
+                                  (n - i) * FVD_SECTOR, 0) == -1)
+    return -1;
+  return fvd_sync (f);
+}

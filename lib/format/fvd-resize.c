@@ -5,9 +5,11 @@
  *
  *   both       checkpoint: no record of the journal counts any more
  *   shrinking  header with the smaller size; sync; bits behind the last block
- *              cleared, file cut
+ *              cleared, file cut (not of a compact image: places there are
+ *              in no order)
  *   growing    page with the old end, without bits behind it; sync; summary
- *              up to the new end; sync; file cut at the old end, then longer,
+ *              up to the new end; sync; file cut at the old end, then longer
+ *              (compact: entries of the table up to the new end cleared);
  *              zeros in what was behind the old end of its block; sync;
  *              header with the new size and a backing that is seen up to the
  *              old one at most; sync
@@ -38,6 +40,10 @@ fvd_size_limit (const struct fvd_header *h)
 
   if (pages < (limit >> h->block_bits) / NC_PAGE_BLOCKS)
     limit = pages * NC_PAGE_BLOCKS << h->block_bits;
+  if (fvd_is_compact (h))
+    limit = nc_min64 (limit, nc_min64 (h->table.size / FVD_SECTOR *
+                                       FVD_TABLE_ENTRIES, FVD_CHUNKS_MAX)
+                      << h->chunk_bits);
   return limit;
 }
 
@@ -52,16 +58,9 @@ nc_fvd_can_resize (const struct nc_layer *layer, uint64_t size)
 {
   const struct fvd_header *h = &fvd_of (layer)->h;
 
-  if (fvd_is_compact (h)) {
-    nc_error ("%s: the size of a compact image cannot be changed; make an "
-              "overlay of another size on top of it (nbdchain create -b)",
-              layer->path);
-    errno = ENOTSUP;
-    return -1;
-  }
   if (size <= fvd_size_limit (h))
     return 0;
-  nc_error ("%s: %" PRIu64 " is too large: its bitmap has room for %" PRIu64
+  nc_error ("%s: %" PRIu64 " is too large: the image has room for %" PRIu64
             " bytes; make an overlay of that size on top of it (nbdchain "
             "create -b)", layer->path, size, fvd_size_limit (h));
   errno = EFBIG;
@@ -194,12 +193,15 @@ grow_data (struct fvd *f, uint64_t size)
 
   if (tail_is_allocated (f, &allocated) == -1)
     return -1;
-  if (set_data_size (f, old) == -1 || set_data_size (f, size) == -1)
+  if (fvd_is_compact (&f->h)) {
+    if (fvd_table_clear_tail (f, size) == -1)
+      return -1;
+  }
+  else if (set_data_size (f, old) == -1 || set_data_size (f, size) == -1)
     return -1;
-  /* A device keeps what was there. */
+  /* A device keeps what was there, and so does a chunk. */
   if (allocated &&
-      f->data->ops->zero (f->data, f->h.data_offset + old, block_end - old,
-                          0) == -1)
+      nc_format_fvd.zero (f->layer, old, block_end - old, 0) == -1)
     return -1;
   return fvd_sync_data (f);
 }
@@ -238,7 +240,8 @@ shrink (struct fvd *f, uint64_t size)
   f->h.size = size;
   if (fvd_header_sync (f) == -1 || fvd_tail_clear (f) == -1)
     return -1;
-  if (set_data_size (f, size) == -1 || fvd_sync_data (f) == -1)
+  if (!fvd_is_compact (&f->h) &&
+      (set_data_size (f, size) == -1 || fvd_sync_data (f) == -1))
     return -1;
   return fvd_sync (f);
 }

@@ -415,6 +415,10 @@ extern int fvd_table_write (struct fvd *f);
 extern int fvd_table_read (struct fvd *f, uint64_t i,
                            uint32_t entries[FVD_TABLE_ENTRIES]);
 
+/* Write the entries of the chunks behind the end of the disk as 0, up to those
+ * of a disk of SIZE bytes, durably.  F has been finished. */
+extern int fvd_table_clear_tail (struct fvd *f, uint64_t size);
+
 /* fvd.c: for image.c */
 
 struct nc_fvd_create_options {
