@@ -85,6 +85,72 @@ make_device ()
   [ ! -e top.fvd ]
 }
 
+# set_entries IMAGE CHUNK=ENTRY...: in the table, with the right checksum.
+set_entries ()
+{
+  PYTHONDONTWRITEBYTECODE=1 PYTHONPATH=$top_srcdir/tests/peers \
+    /usr/bin/python3 - "$@" <<'END'
+import struct, sys
+from fvdimage import newest, read_headers, sealed
+
+with open(sys.argv[1], "r+b") as f:
+    header = newest(read_headers(f))
+    for word in sys.argv[2:]:
+        chunk, entry = map(int, word.split("="))
+        at = header.get("table") + chunk // 126 * 512
+        f.seek(at)
+        sector = bytearray(f.read(504))
+        struct.pack_into("<I", sector, chunk % 126 * 4, entry)
+        f.seek(at)
+        f.write(sealed(header.uuid(), 4, chunk // 126, bytes(sector)))
+END
+}
+
+# faulty TEXT: the check of bad.fvd says so, and a repair leaves it alone.
+faulty ()
+{
+  local before
+  before=$(sha256sum bad.fvd)
+  run -3 "$NBDCHAIN" check --repair bad.fvd
+  [[ $output == *"error: "*"$1"* ]]
+  [ "$(sha256sum bad.fvd)" = "$before" ]
+  cp top.fvd bad.fvd
+}
+
+@test "check finds what is wrong with the table" {
+  "$NBDCHAIN" create --compact --grow-unit 1M top.fvd 300M
+  serve_plain top.fvd
+  local at
+  for at in 0 5M 200M; do
+    write_at "$uri" "$at" 64k
+  done
+  stop "$pid"
+  "$NBDCHAIN" check top.fvd
+  cp top.fvd bad.fvd
+  set_entries bad.fvd 5=1
+  faulty "1 of them have the place of another one"
+  set_entries bad.fvd 250=3 100=2 101=2
+  faulty "3 of them have"
+  set_entries bad.fvd 7=4
+  faulty "chunk 7 has place 3, and there are 3"
+  at=$(python3 -c 'f = open("top.fvd", "rb")
+f.seek(152)
+print(int.from_bytes(f.read(8), "little"))')
+  printf rubbish |
+    dd of=bad.fvd bs=1 seek=$((at + 600)) conv=notrunc status=none
+  faulty "sector 1 (disk offset 132120576) has a wrong checksum"
+  truncate -s -1M bad.fvd
+  faulty "header"
+  # A place without a chunk is only lost, if it is not one that comes next.
+  set_entries bad.fvd 5=0
+  run -0 --separate-stderr "$NBDCHAIN" check --json bad.fvd
+  jq -e '.warnings == 1 and .leaked == 65536' <<<"$output"
+  # So are entries of chunks that are behind the end.
+  "$NBDCHAIN" resize --shrink top.fvd 6M
+  set_entries top.fvd 5=3
+  "$NBDCHAIN" check top.fvd
+}
+
 @test "no acknowledged write is lost when the server is killed" {
   make_base base.raw 9000001
   make_overlay top.fvd base.raw --compact --grow-unit 1M

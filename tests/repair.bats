@@ -100,6 +100,40 @@ print(json.loads(sys.argv[1])["leaked"])' "$output")" = 4096 ]
   [ "$(stat -c %s top.fvd)" = "$size" ]
 }
 
+@test "so are the places of a compact image that no chunk has" {
+  make_base base.raw 400001
+  make_overlay top.fvd base.raw --compact --grow-unit 1M 8M
+  serve_plain top.fvd
+  nbdsh -u "$uri" -c 'for i in (5, 1, 3, 0): h.pwrite(b"x" * 65536, i << 20)'
+  stop "$pid"
+  local before
+  before=$(stat -c %s top.fvd)
+  # The first and the third place: of a file only what was written.
+  "$NBDCHAIN" resize --shrink top.fvd 1100000
+  "$NBDCHAIN" resize top.fvd 7M
+  serve_plain top.fvd
+  nbdsh -u "$uri" -c 'h.pwrite(b"y" * 9000, 6 << 20)'
+  nbdcopy "$uri" disk.raw
+  stop "$pid"
+  repaired "131072 bytes that belong to no block were given back"
+  [ "$(stat -c %s top.fvd)" = $((before + (1 << 20))) ]
+}
+
+@test "on a device such places are told, and stay" {
+  truncate -s 20M disk.img
+  loop_device disk.img
+  "$NBDCHAIN" create --compact --grow-unit 1M "$device" 8M
+  serve_plain "$device"
+  nbdsh -u "$uri" -c 'for i in (5, 1, 3, 0): h.pwrite(b"x" * 65536, i << 20)'
+  stop "$pid"
+  "$NBDCHAIN" resize --shrink "$device" 1100000
+  run -0 --separate-stderr "$NBDCHAIN" check --repair --json "$device"
+  jq -e '.leaked == 2097152 and .repairs == []' <<<"$output"
+  serve_plain "$device" read-only=true
+  nbdsh -u "$uri" -c 'assert h.pread(65536, 0) == h.pread(1100000 - 1048576, 1 << 20) + \
+    b"x" * (65536 - 1100000 + 1048576)'
+}
+
 @test "a damaged copy of the header is written again, whichever it is" {
   make_disk
   poke top.fvd 200

@@ -71,6 +71,48 @@ check_page (struct check *c, struct fvd *f, uint64_t page)
   return 0;
 }
 
+/* Each sector of the table.  Of one that is being written, the header may have
+ * been read before it was written with a larger bound. */
+static int
+check_table (struct check *c, struct fvd *f)
+{
+  uint32_t entries[FVD_TABLE_ENTRIES];
+  char why[FVD_WHY];
+  int r;
+
+  for (uint64_t i = 0; i < f->chunks.nsectors; ++i) {
+    r = fvd_table_look (f, i, entries, why);
+    if (r == 1) {
+      NC_FREE struct fvd_header *now = calloc (1, sizeof *now);
+
+      if (now == NULL || fvd_header_read (f->dev, now) == -1)
+        return -1;
+      *f->chunks.used = nc_max64 (*f->chunks.used, now->chunks);
+      r = fvd_table_look (f, i, entries, why);
+    }
+    if (r == -1)
+      return -1;
+    if (r == 1)
+      find (c, true, "damaged table of chunks: %s", why);
+  }
+  return 0;
+}
+
+/* With what records say. */
+static int
+check_places (struct check *c, struct fvd *f)
+{
+  NC_FREE uint64_t *owned = NULL;
+  uint64_t shared;
+
+  if (fvd_places_owned (f, &owned, &shared) == -1)
+    return -1;
+  if (shared > 0)
+    find (c, true, "damaged table of chunks: %" PRIu64 " of them have the "
+          "place of another one", shared);
+  return 0;
+}
+
 static void
 count_record (void *opaque, uint64_t record __attribute__ ((__unused__)))
 {
@@ -103,6 +145,8 @@ check_contents (struct check *c, struct fvd *f)
     if (check_page (c, f, page) == -1)
       return -1;
   c->result->blocks_checked = f->bm->nblocks;
+  if (fvd_is_compact (&f->h) && check_table (c, f) == -1)
+    return -1;
   if (c->result->errors)
     return 0;
 
@@ -116,6 +160,8 @@ check_contents (struct check *c, struct fvd *f)
           " records of the journal are read at the next open",
           c->result->journal_records);
   }
+  if (fvd_is_compact (&f->h) && check_places (c, f) == -1)
+    return -1;
   if (fvd_bits_count (f, &blocks) == -1 ||
       fvd_leaks (f, NULL, &c->result->leaked) == -1)
     return -1;

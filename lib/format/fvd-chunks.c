@@ -31,6 +31,7 @@
 
 #include <errno.h>
 #include <inttypes.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -155,8 +156,7 @@ is_empty_sector (const uint8_t *sector)
   return *sector == 0 && memcmp (sector, sector + 1, FVD_SECTOR - 1) == 0;
 }
 
-/* Read sector number I of the table.  EBADMSG, not reported, if it is
- * damaged. */
+/* Read sector number I of the table.  Returns 1 if it is damaged. */
 static int
 read_sector (struct fvd *f, uint64_t i, uint8_t *sector)
 {
@@ -169,37 +169,48 @@ read_sector (struct fvd *f, uint64_t i, uint8_t *sector)
         fvd_sector_is_valid (&f->h.uuid, FVD_TABLE, i, sector))
       return 0;
   }
-  errno = EBADMSG;
-  return -1;
+  return 1;
+}
+
+int
+fvd_table_look (struct fvd *f, uint64_t i,
+                uint32_t entries[FVD_TABLE_ENTRIES], char why[FVD_WHY])
+{
+  uint8_t sector[FVD_SECTOR];
+  const int r = read_sector (f, i, sector);
+
+  if (r == -1)
+    return -1;
+  if (r == 1) {
+    snprintf (why, FVD_WHY, "sector %" PRIu64 " (disk offset %" PRIu64
+              ") has a wrong checksum", i,
+              i * FVD_TABLE_ENTRIES << f->h.chunk_bits);
+    return 1;
+  }
+  for (unsigned k = 0; k < FVD_TABLE_ENTRIES; ++k) {
+    entries[k] = nc_get_le32 (sector + 4 * k);
+    if (entries[k] > *f->chunks.used) {
+      snprintf (why, FVD_WHY, "chunk %" PRIu64 " has place %" PRIu32
+                ", and there are %" PRIu64, i * FVD_TABLE_ENTRIES + k,
+                entries[k] - 1, *f->chunks.used);
+      return 1;
+    }
+  }
+  return 0;
 }
 
 int
 fvd_table_read (struct fvd *f, uint64_t i,
                 uint32_t entries[FVD_TABLE_ENTRIES])
 {
-  uint8_t sector[FVD_SECTOR];
+  char why[FVD_WHY];
+  const int r = fvd_table_look (f, i, entries, why);
 
-  if (read_sector (f, i, sector) == -1) {
-    if (errno == EBADMSG) {
-      nc_error ("%s: damaged table: sector %" PRIu64 " (disk offset %" PRIu64
-                ") has a wrong checksum", f->dev->name, i,
-                i * FVD_TABLE_ENTRIES << f->h.chunk_bits);
-      errno = EIO;
-    }
-    return -1;
-  }
-  for (unsigned k = 0; k < FVD_TABLE_ENTRIES; ++k) {
-    entries[k] = nc_get_le32 (sector + 4 * k);
-    if (entries[k] > *f->chunks.used) {
-      nc_error ("%s: damaged table: chunk %" PRIu64 " has place %" PRIu32
-                ", and there are %" PRIu64, f->dev->name,
-                i * FVD_TABLE_ENTRIES + k, entries[k] - 1,
-                *f->chunks.used);
-      errno = EIO;
-      return -1;
-    }
-  }
-  return 0;
+  if (r != 1)
+    return r;
+  nc_error ("%s: damaged table: %s", f->dev->name, why);
+  errno = EIO;
+  return -1;
 }
 
 static int
@@ -576,6 +587,46 @@ fvd_table_write (struct fvd *f)
       for (size_t k = 0; k < n; ++k)
         fvd_set_bit (f->chunks.dirty, number[k]);
       return -1;
+    }
+  }
+  return 0;
+}
+
+/* Entries of sector I, as they are in memory if they are there. */
+static int
+entries_of (struct fvd *f, uint64_t i, uint32_t entries[FVD_TABLE_ENTRIES])
+{
+  if (!atomic_load_explicit (&f->chunks.loaded[i], memory_order_acquire))
+    return fvd_table_read (f, i, entries);
+  for (unsigned k = 0; k < FVD_TABLE_ENTRIES; ++k)
+    entries[k] = f->chunks.entry[i * STRIDE + k];
+  return 0;
+}
+
+int
+fvd_places_owned (struct fvd *f, uint64_t **owned, uint64_t *shared)
+{
+  const uint64_t nchunks = fvd_nchunks (&f->h);
+  uint64_t *bits = calloc (fvd_nwords (*f->chunks.used), 8);
+  uint32_t entries[FVD_TABLE_ENTRIES];
+
+  *owned = bits;
+  *shared = 0;
+  if (bits == NULL) {
+    nc_error ("%s: memory for %" PRIu64 " places: %m", f->dev->name,
+              (uint64_t) *f->chunks.used);
+    return -1;
+  }
+  for (uint64_t i = 0; i < f->chunks.nsectors; ++i) {
+    if (entries_of (f, i, entries) == -1)
+      return -1;
+    for (unsigned k = 0; k < FVD_TABLE_ENTRIES; ++k) {
+      const uint64_t place = (uint64_t) entries[k] - 1;
+
+      if (entries[k] == 0 || i * FVD_TABLE_ENTRIES + k >= nchunks)
+        continue;
+      *shared += bits[place / 64] >> (place % 64) & 1;
+      fvd_set_bit (bits, place);
     }
   }
   return 0;

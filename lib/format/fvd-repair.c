@@ -7,7 +7,8 @@
  *
  * Leaks are storage that no block needs: what was written to the place of a
  * block whose bit did not become durable, and what a disk that was shrunk has
- * left behind its end. */
+ * left behind its end; in a compact image, places that were given to chunks
+ * and are lost. */
 
 #include <config.h>
 
@@ -17,10 +18,12 @@
 #include <inttypes.h>
 #include <stdarg.h>
 #include <stdio.h>
+#include <stdlib.h>
 
 #include "checked.h"
 #include "dev/dev.h"
 #include "report.h"
+#include "scope.h"
 
 /* Extents asked for at a time. */
 #define EXTENTS_MAX 1024
@@ -28,11 +31,11 @@
 struct leaks {
   struct fvd *f;
   int (*fn) (struct fvd *f, uint64_t offset, uint64_t count);
-  uint64_t next;                /* of the disk; all before it is settled */
+  uint64_t next;                /* in the data area; before it is settled */
   uint64_t bytes;
 };
 
-/* The disk from leaks->next to END is not allocated: what is there takes no
+/* From leaks->next to END nothing is allocated: what is there takes no
  * storage, or is a leak. */
 static int
 walk_gap (struct leaks *leaks, uint64_t end)
@@ -71,6 +74,29 @@ step_over (void *opaque, uint64_t offset, uint64_t count)
   return 0;
 }
 
+/* On a device each place takes the storage of a whole one. */
+static int
+lost_places (struct leaks *leaks)
+{
+  struct fvd *f = leaks->f;
+  const unsigned bits = f->h.chunk_bits;
+  NC_FREE uint64_t *owned = NULL;
+  uint64_t shared;
+
+  if (fvd_places_owned (f, &owned, &shared) == -1)
+    return -1;
+  for (uint64_t n = 0; n < *f->chunks.used; ++n) {
+    if (owned[n / 64] >> (n % 64) & 1)
+      continue;
+    leaks->next = n << bits;
+    if (!f->dev->has_holes)
+      leaks->bytes += UINT64_C (1) << bits;
+    else if (walk_gap (leaks, (n + 1) << bits) == -1)
+      return -1;
+  }
+  return 0;
+}
+
 int
 fvd_leaks (struct fvd *f,
            int (*fn) (struct fvd *f, uint64_t offset, uint64_t count),
@@ -82,8 +108,13 @@ fvd_leaks (struct fvd *f,
   uint64_t size;
 
   *bytes = 0;
-  if (!f->dev->has_holes || fvd_is_compact (&f->h) ||
-      fvd_has_data_file (&f->h))
+  if (fvd_is_compact (&f->h)) {
+    if (lost_places (&leaks) == -1)
+      return -1;
+    *bytes = leaks.bytes;
+    return 0;
+  }
+  if (!f->dev->has_holes || fvd_has_data_file (&f->h))
     return 0;
   if (f->dev->ops->measure (f->dev, &size) == -1)
     return -1;
@@ -131,11 +162,13 @@ give_back (const struct repair *r, struct fvd *f)
   const uint64_t end = f->h.data_offset + f->h.size;
   uint64_t bytes;
 
+  if (!f->dev->has_holes)
+    return 0;
   if (fvd_leaks (f, punch, &bytes) == -1)
     return -1;
   if (bytes == 0)
     return 0;
-  if (f->dev->ops->truncate (f->dev, end) == -1)
+  if (!fvd_is_compact (&f->h) && f->dev->ops->truncate (f->dev, end) == -1)
     return -1;
   tell (r, "%" PRIu64 " bytes that belong to no block were given back",
         bytes);

@@ -415,6 +415,18 @@ extern int fvd_table_write (struct fvd *f);
 extern int fvd_table_read (struct fvd *f, uint64_t i,
                            uint32_t entries[FVD_TABLE_ENTRIES]);
 
+/* The same, of a table that may be damaged.  Returns 1 and WHY if that sector
+ * is. */
+#define FVD_WHY 160
+extern int fvd_table_look (struct fvd *f, uint64_t i,
+                           uint32_t entries[FVD_TABLE_ENTRIES],
+                           char why[FVD_WHY]);
+
+/* Which of the places in use chunks have: a bit for each in *OWNED, which is
+ * to be freed in any case.  *SHARED: how often one has two. */
+extern int fvd_places_owned (struct fvd *f, uint64_t **owned,
+                             uint64_t *shared);
+
 /* Write the entries of the chunks behind the end of the disk as 0, up to those
  * of a disk of SIZE bytes, durably.  F has been finished. */
 extern int fvd_table_clear_tail (struct fvd *f, uint64_t size);
@@ -491,9 +503,10 @@ extern int nc_fvd_resize (struct nc_layer *layer, uint64_t size);
 
 /* fvd-repair.c */
 
-/* How many bytes of storage no block of F, whose bitmap is complete, needs.
- * FN, unless NULL, is called for each range of them, but for those behind the
- * end; offsets are the disk's. */
+/* How many bytes of storage no block of F, whose bitmap is complete, needs;
+ * in a compact image, of places that no chunk has.  FN, unless NULL, is called
+ * for each range of them, but for those behind the end; offsets are those in
+ * the data area. */
 extern int fvd_leaks (struct fvd *f,
                       int (*fn) (struct fvd *f, uint64_t offset,
                                  uint64_t count), uint64_t *bytes);
