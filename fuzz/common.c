@@ -20,7 +20,8 @@
 #include "report.h"
 
 const struct fuzz_target *const fuzz_targets[] = {
-  &fuzz_header, &fuzz_bitmap, &fuzz_journal, &fuzz_image, &fuzz_refs, NULL
+  &fuzz_header, &fuzz_bitmap, &fuzz_journal, &fuzz_image, &fuzz_refs,
+  &fuzz_table, NULL
 };
 
 void
@@ -120,13 +121,20 @@ holds_block (struct nc_layer *l, uint64_t blk, uint8_t salt)
 /* The image to start from. */
 
 static struct mem_disk disk;
-static uint8_t *pristine[2];
+static uint8_t *pristine[FUZZ_KINDS];
+
+static uint64_t
+size_of (bool compact)
+{
+  return FUZZ_DATA_AT +
+    (compact ? FUZZ_PLACES * (uint64_t) FUZZ_CHUNK : FUZZ_SIZE);
+}
 
 /* Put the areas close together: an image that is made has room to grow, which
  * would only take time here.  Summary and bitmap stay where they are, and what
  * comes behind them is zeros. */
 static void
-move_together (void)
+move_together (bool compact)
 {
   for (unsigned i = 0; i < 2; ++i) {
     uint8_t *header = disk.data + 4096 * i;
@@ -135,15 +143,20 @@ move_together (void)
     fvd_reader_put_le (header + FVD_AT_BITMAP + 8, 8,
                        FUZZ_JOURNAL_AT - bitmap);
     fvd_reader_put_le (header + FVD_AT_JOURNAL, 8, FUZZ_JOURNAL_AT);
-    fvd_reader_put_le (header + FVD_AT_PROFILE, 8, FUZZ_JOURNAL_END);
+    if (compact) {
+      fvd_reader_put_le (header + FVD_AT_TABLE, 8, FUZZ_TABLE_AT);
+      fvd_reader_put_le (header + FVD_AT_TABLE + 8, 8,
+                         FUZZ_TABLE_END - FUZZ_TABLE_AT);
+    }
+    fvd_reader_put_le (header + FVD_AT_PROFILE, 8, FUZZ_TABLE_END);
     fvd_reader_put_le (header + FVD_AT_DATA, 8, FUZZ_DATA_AT);
     fvd_reader_seal_header (header);
   }
-  disk.size = FUZZ_DATA_AT + FUZZ_SIZE;
+  disk.size = size_of (compact);
 }
 
 static void
-create_image (void)
+create_image (bool compact)
 {
   const struct nc_backing backing = {
     .present = true, .ref = (char *) "base.raw", .format = (char *) "raw",
@@ -152,64 +165,71 @@ create_image (void)
   const struct nc_fvd_create_options opts = {
     .size = FUZZ_SIZE, .block_bits = 12,
     .journal_size = FUZZ_JOURNAL_SECTORS * 512, .backing = &backing,
+    .compact = compact, .grow_unit = compact ? FUZZ_CHUNK : 0,
   };
   /* Always the same, so that an input means the same in every run. */
   static const nc_uuid uuid = { { 0xf, 0x0, 0x2, 0x2 } };
   struct nc_dev *dev;
-
   uint64_t file_size;
 
   fuzz_must (nc_fvd_file_size (&opts, &file_size) == 0 &&
-             file_size >= FUZZ_DATA_AT + FUZZ_SIZE, "an image has a size");
-  mem_disk_init (&disk, file_size);
+             (compact || file_size >= size_of (false)), "an image has a size");
+  mem_disk_init (&disk, file_size < size_of (true) ? size_of (true)
+                 : file_size);
   dev = mem_dev_open (&disk, true);
   fuzz_must (nc_fvd_create (dev, &opts, &uuid) == 0, "an image is created");
   nc_dev_close (dev);
-  move_together ();
+  move_together (compact);
 }
 
-/* Copy what is in front of the data; behind the journal it is all zeros. */
+/* Copy what is in front of the data; behind the table it is all zeros. */
 static uint8_t *
 save (void)
 {
-  uint8_t *copy = malloc (FUZZ_JOURNAL_END);
+  uint8_t *copy = malloc (FUZZ_TABLE_END);
 
   fuzz_must (copy != NULL, "memory");
-  memcpy (copy, disk.data, FUZZ_JOURNAL_END);
-  for (size_t at = FUZZ_JOURNAL_END; at < FUZZ_DATA_AT; ++at)
-    fuzz_must (disk.data[at] == 0, "zeros behind the journal");
+  memcpy (copy, disk.data, FUZZ_TABLE_END);
+  for (size_t at = FUZZ_TABLE_END; at < FUZZ_DATA_AT; ++at)
+    fuzz_must (disk.data[at] == 0, "zeros behind the table");
   return copy;
 }
 
 static void
-make_pristine (void)
+make_pristine (bool compact)
 {
+  const unsigned first = compact ? FUZZ_COMPACT : FUZZ_CLEAN;
   struct nc_layer *l;
 
-  create_image ();
+  create_image (compact);
   l = open_layer (&disk, true);
   fuzz_must (l && write_block (l, 1, 0) == 0 &&
              write_block (l, FUZZ_NBLOCKS - 1, 0) == 0 &&
              l->format->finish (l) == 0, "an image is written");
   nc_layer_close (l);
-  pristine[FUZZ_CLEAN] = save ();
+  pristine[first] = save ();
 
   l = open_layer (&disk, true);
   fuzz_must (l && write_block (l, 3, 0) == 0 &&
              write_block (l, 4032 + 5, 0) == 0 &&
              l->format->flush (l) == 0, "and written again");
   nc_layer_close (l);
-  pristine[FUZZ_UNCLEAN] = save ();
+  pristine[first + 1] = save ();
+  mem_disk_fini (&disk);
 }
 
 struct mem_disk *
 fuzz_image_new (enum fuzz_image_kind kind)
 {
-  if (pristine[0] == NULL)
-    make_pristine ();
+  if (pristine[0] == NULL) {
+    make_pristine (false);
+    make_pristine (true);
+    mem_disk_init (&disk, size_of (true));
+  }
+  disk.size = size_of (true);
   mem_disk_clear (&disk);
-  memcpy (disk.data, pristine[kind], FUZZ_JOURNAL_END);
-  disk.size = FUZZ_DATA_AT + FUZZ_SIZE;
+  memcpy (disk.data, pristine[kind], FUZZ_TABLE_END);
+  disk.size = size_of (kind >= FUZZ_COMPACT);
   return &disk;
 }
 
@@ -230,6 +250,12 @@ newest (const struct mem_disk *d)
   return seq_a > seq_b ? a : b;
 }
 
+static bool
+is_zero (const uint8_t *sector)
+{
+  return *sector == 0 && memcmp (sector, sector + 1, 511) == 0;
+}
+
 static void
 seal_area (struct mem_disk *d, const uint8_t *uuid, unsigned kind,
            const uint8_t *field)
@@ -243,7 +269,8 @@ seal_area (struct mem_disk *d, const uint8_t *uuid, unsigned kind,
          (i + 1) * 512 <= d->size - offset; ++i) {
     uint8_t *sector = d->data + offset + i * 512;
 
-    if (kind != 3 || memcmp (sector, "FVDJ", 4) == 0)
+    if (kind == 4 ? !is_zero (sector)
+        : kind != 3 || memcmp (sector, "FVDJ", 4) == 0)
       fvd_reader_seal (uuid, kind, i, sector);
   }
 }
@@ -258,6 +285,8 @@ fuzz_seal (struct mem_disk *d, unsigned keep)
     fvd_reader_seal_header (d->data + 4096);
   }
   memcpy (header, newest (d), sizeof header);
+  if (!(keep & FUZZ_KEEP_TABLE))
+    seal_area (d, header + FVD_AT_UUID, 4, header + FVD_AT_TABLE);
   if (!(keep & FUZZ_KEEP_SUMMARY))
     seal_area (d, header + FVD_AT_UUID, 1, header + FVD_AT_SUMMARY);
   if (!(keep & FUZZ_KEEP_BITMAP))
@@ -342,6 +371,25 @@ compare_bits (struct nc_layer *l, const struct fvd_reader *r)
   free (walks);
 }
 
+/* The chunks have the same places, as seen at their first bytes. */
+static void
+compare_places (struct nc_layer *l, const struct fvd_reader *r)
+{
+  for (uint64_t c = 0; c < r->nchunks; ++c) {
+    const uint64_t at = c * r->chunk;
+    const uint64_t left = r->size - at;
+    uint8_t have[8], want[8];
+    const size_t n = left < sizeof have ? left : sizeof have;
+
+    if (!r->allocated[at / r->block])
+      continue;
+    fvd_reader_pread (r, want, n, at, NULL, 0);
+    fuzz_must (l->format->pread (l, have, n, at) == 0 &&
+               memcmp (have, want, n) == 0,
+               "the second reader finds the same places");
+  }
+}
+
 static void
 try_read (struct mem_disk *d, const struct fvd_reader *r, bool strict)
 {
@@ -353,6 +401,8 @@ try_read (struct mem_disk *d, const struct fvd_reader *r, bool strict)
     return;
   }
   compare_bits (l, r);
+  if (r)
+    compare_places (l, r);
   nc_layer_info (l, &info);
   nc_image_info_free (&info);
   nc_layer_close (l);

@@ -30,7 +30,7 @@ struct fuzz_target {
 
 /* One a file; a new one is added here and to the table in common.c. */
 extern const struct fuzz_target fuzz_header, fuzz_bitmap, fuzz_journal,
-  fuzz_image, fuzz_refs;
+  fuzz_image, fuzz_refs, fuzz_table;
 
 /* All of them, ended by NULL. */
 extern const struct fuzz_target *const fuzz_targets[];
@@ -49,20 +49,26 @@ enum { FUZZ_PAGES = 3, FUZZ_BLOCK = 4096, FUZZ_NBLOCKS = 2 * 4032 + 1000 };
 
 /* The image that all targets start from: FUZZ_NBLOCKS blocks of FUZZ_BLOCK
  * bytes (the last one is shorter), a few of them allocated, made by the
- * library; closed in order, or killed after a flush.  The disk is the target's until the next call. */
-enum fuzz_image_kind { FUZZ_CLEAN, FUZZ_UNCLEAN };
+ * library; closed in order, or killed after a flush; linear, or compact, on a
+ * device with room for a few more chunks than the disk has.  The disk is the
+ * target's until the next call. */
+enum fuzz_image_kind {
+  FUZZ_CLEAN, FUZZ_UNCLEAN, FUZZ_COMPACT, FUZZ_COMPACT_UNCLEAN, FUZZ_KINDS
+};
 extern struct mem_disk *fuzz_image_new (enum fuzz_image_kind kind);
 
 /* Where its areas are. */
 enum { FUZZ_SUMMARY_AT = 8192, FUZZ_BITMAP_AT = 12288,
        FUZZ_JOURNAL_AT = 16384, FUZZ_JOURNAL_SECTORS = 32,
        FUZZ_JOURNAL_END = FUZZ_JOURNAL_AT + FUZZ_JOURNAL_SECTORS * 512,
-       FUZZ_DATA_AT = 1 << 20 };
+       FUZZ_TABLE_AT = FUZZ_JOURNAL_END,        /* compact */
+       FUZZ_TABLE_END = FUZZ_TABLE_AT + 4096,
+       FUZZ_DATA_AT = 1 << 20, FUZZ_CHUNK = 1 << 20, FUZZ_PLACES = 40 };
 
 /* What is left as it is by fuzz_seal. */
 enum {
   FUZZ_KEEP_HEADER = 1, FUZZ_KEEP_SUMMARY = 2, FUZZ_KEEP_BITMAP = 4,
-  FUZZ_KEEP_JOURNAL = 8,
+  FUZZ_KEEP_JOURNAL = 8, FUZZ_KEEP_TABLE = 16,
 };
 
 /* Put right checksums everywhere, so that a parser sees what is behind

@@ -21,7 +21,7 @@
 #include "fvd-reader.h"
 #include "layer.h"
 
-enum { KEEP_MASK = 15, UNCLEAN = 16 };
+enum { KEEP_MASK = 15, UNCLEAN = 16, COMPACT = 32 };
 
 struct input { const uint8_t *p; size_t left; };
 
@@ -48,7 +48,12 @@ change (struct mem_disk *disk, struct input *in)
     FVD_AT_JOURNAL, FVD_AT_JOURNAL + 8, FVD_AT_TAIL, FVD_AT_DATA,
     FVD_AT_BACKING_SIZE, FVD_AT_STRINGS,
   };
-  enum { N = sizeof fields / sizeof fields[0] };
+  static const unsigned more_fields[] = {       /* of compact images */
+    FVD_AT_TABLE, FVD_AT_TABLE + 8, FVD_AT_CHUNK_BITS, FVD_AT_GROW_UNIT,
+    FVD_AT_CHUNKS,
+  };
+  enum { N = sizeof fields / sizeof fields[0],
+         MORE = sizeof more_fields / sizeof more_fields[0] };
   const unsigned where = take (in, 1), offset = take (in, 2);
   const unsigned bytes = 1u << take (in, 1) % 4;
   const uint64_t value = take (in, bytes);
@@ -61,6 +66,12 @@ change (struct mem_disk *disk, struct input *in)
     fvd_reader_put_le (disk->data + offset % 32768, bytes, value);
   else if (where < N + 6)               /* the file has another size */
     disk->size = value % (FUZZ_DATA_AT + FUZZ_SIZE + 1);
+  else if (where < N + 6 + MORE) {
+    const unsigned at = more_fields[where - N - 6];
+
+    fvd_reader_put_le (disk->data + at, bytes, value);
+    fvd_reader_put_le (disk->data + 4096 + at, bytes, value);
+  }
 }
 
 /* The model: of each block the number of the last write to it, and of the
@@ -222,8 +233,9 @@ run (const uint8_t *data, size_t size)
 {
   struct input in = { data, size };
   const unsigned flags = take (&in, 1);
-  struct mem_disk *disk = fuzz_image_new (flags & UNCLEAN ? FUZZ_UNCLEAN
-                                          : FUZZ_CLEAN);
+  struct mem_disk *disk =
+    fuzz_image_new ((flags & COMPACT ? FUZZ_COMPACT : FUZZ_CLEAN) +
+                    (flags & UNCLEAN ? 1 : 0));
 
   for (unsigned n = take (&in, 1) % 32; n > 0; --n)
     change (disk, &in);
@@ -247,11 +259,24 @@ seeds (fuzz_save_fn save, void *opaque)
     14, 0, 0, 3, 40, 0, 0, 0, 0, 0, 0, 0,
     0, 1, 0, 4, 0, 0, 5, 0, 0, 3, 1, 0, 6, 0, 0,
   };
+  /* A compact image: a life with several chunks; and one with fewer places
+   * that count. */
+  static const uint8_t compact[] = {
+    COMPACT | UNCLEAN, 0, 0, 1, 0, 0, 2, 1, 4, 0, 0, 0, 0xc0, 0xf, 3, 0, 5,
+    5, 0, 0, 3, 1, 0, 4, 0, 0, 0, 9, 7, 6, 0, 0, 0, 1, 3, 4, 0, 0, 5, 0, 0,
+  };
+  static const uint8_t bound[] = {
+    COMPACT, 2, 28, 0, 0, 3, 1, 0, 0, 0, 0, 0, 0, 0,
+    27, 0, 0, 3, 0, 0, 0x20, 0, 0, 0, 0, 0,
+    0, 1, 0, 0, 2, 1, 4, 0, 0, 5, 0, 0,
+  };
   /* The file is shorter. */
   static const uint8_t cut[] = { 0, 1, 22, 0, 0, 2, 0, 0x20, 0, 0 };
 
   save (opaque, "plain", plain, sizeof plain);
   save (opaque, "changed", changed, sizeof changed);
+  save (opaque, "compact", compact, sizeof compact);
+  save (opaque, "bound", bound, sizeof bound);
   save (opaque, "cut", cut, sizeof cut);
 }
 

@@ -100,7 +100,7 @@ assert json.loads(sys.argv[1]) == {"path": "a.fvd", "old_size": 8 << 30,
   before=$(stat -c %s a.fvd)
   "$NBDCHAIN" resize --shrink a.fvd $(((130 << 20) - 999))
   serve_plain a.fvd
-  # The sector with the end is written again with what is behind.
+  # The sector with the end is written again.
   nbdsh -u "$uri" -c 'h.pwrite(b"x" * 5000, 128 << 20)' -c 'h.flush()'
   stop "$pid"
   "$NBDCHAIN" resize a.fvd 500M

@@ -176,6 +176,7 @@ int
 fvd_table_look (struct fvd *f, uint64_t i,
                 uint32_t entries[FVD_TABLE_ENTRIES], char why[FVD_WHY])
 {
+  const uint64_t left = fvd_nchunks (&f->h) - i * FVD_TABLE_ENTRIES;
   uint8_t sector[FVD_SECTOR];
   const int r = read_sector (f, i, sector);
 
@@ -188,7 +189,8 @@ fvd_table_look (struct fvd *f, uint64_t i,
     return 1;
   }
   for (unsigned k = 0; k < FVD_TABLE_ENTRIES; ++k) {
-    entries[k] = nc_get_le32 (sector + 4 * k);
+    /* Those behind the end mean nothing. */
+    entries[k] = k < left ? nc_get_le32 (sector + 4 * k) : 0;
     if (entries[k] > *f->chunks.used) {
       snprintf (why, FVD_WHY, "chunk %" PRIu64 " has place %" PRIu32
                 ", and there are %" PRIu64, i * FVD_TABLE_ENTRIES + k,
@@ -606,7 +608,6 @@ entries_of (struct fvd *f, uint64_t i, uint32_t entries[FVD_TABLE_ENTRIES])
 int
 fvd_places_owned (struct fvd *f, uint64_t **owned, uint64_t *shared)
 {
-  const uint64_t nchunks = fvd_nchunks (&f->h);
   uint64_t *bits = calloc (fvd_nwords (*f->chunks.used), 8);
   uint32_t entries[FVD_TABLE_ENTRIES];
 
@@ -623,7 +624,7 @@ fvd_places_owned (struct fvd *f, uint64_t **owned, uint64_t *shared)
     for (unsigned k = 0; k < FVD_TABLE_ENTRIES; ++k) {
       const uint64_t place = (uint64_t) entries[k] - 1;
 
-      if (entries[k] == 0 || i * FVD_TABLE_ENTRIES + k >= nchunks)
+      if (entries[k] == 0)
         continue;
       *shared += bits[place / 64] >> (place % 64) & 1;
       fvd_set_bit (bits, place);

@@ -128,6 +128,8 @@ read_compact (struct fvd_reader *r)
 {
   const uint8_t *h = r->header;
   uint64_t grow_unit = LE64 (h + FVD_AT_GROW_UNIT);
+  uint64_t table = LE64 (h + FVD_AT_TABLE);
+  uint64_t table_size = LE64 (h + FVD_AT_TABLE + 8);
 
   if (LE32 (h + FVD_AT_CHUNK_BITS) != 20)
     FAIL (r, "chunk size");
@@ -135,10 +137,11 @@ read_compact (struct fvd_reader *r)
   r->nchunks = (r->size + r->chunk - 1) / r->chunk;
   if (grow_unit == 0 || grow_unit % r->chunk)
     FAIL (r, "grow unit");
-  if (LE64 (h + FVD_AT_TABLE) % 4096 ||
-      LE64 (h + FVD_AT_TABLE + 8) < (r->nchunks + 125) / 126 * 512 ||
-      LE64 (h + FVD_AT_TABLE) + LE64 (h + FVD_AT_TABLE + 8) > r->data_offset)
+  if (table % 4096 || table_size < (r->nchunks + 125) / 126 * 512 ||
+      table > r->data_offset || table_size > r->data_offset - table)
     FAIL (r, "table area");
+  if (LE64 (h + FVD_AT_CHUNKS) > (r->file_size - r->data_offset) / r->chunk)
+    FAIL (r, "chunks behind the end of the file");
   return 0;
 }
 
