@@ -47,6 +47,14 @@ sweep ()
   sweep open-data write-data finish-data create-data snapshot-data
 }
 
+@test "a compact image while the storage fails" {
+  sweep open-compact write-compact checkpoint-compact finish-compact
+}
+
+@test "resize and rebase while the storage fails" {
+  sweep resize resize-compact rebase
+}
+
 @test "create and snapshot while the storage fails" {
   sweep create snapshot snapshot-used
 }

@@ -31,6 +31,9 @@ scenarios='
 039 | plugin.bats | read-only media: served read-only by itself, closed in order or not
 026 071 | unit/test-fvd.c |
 026 071 | powerloss.bats | a new overlay: journal, wrap and checkpoint
+026 071 | faults.bats | reads and writes of all kinds while the storage fails
+026 071 | faults.bats | zeros and trims while the storage fails
+026 071 | faults.bats | a checkpoint, and the end of the server, while the storage fails
 033 034 154 179 271 | scenarios.bats | zeros of every alignment, over data of the base and of the image
 033 034 154 179 271 | plugin.bats | zero: 64 MiB, 65 MiB, 200 MiB and 1 GiB over data of the base
 033 034 154 179 271 | plugin.bats | fast zero: done, or refused without any change
@@ -44,6 +47,9 @@ scenarios='
 122 028 | plugin.bats | a short layer in the middle never shows the base behind its end
 153 182 | plugin.bats | an image is written by one server only
 153 182 | plugin.bats | QEMU and the chain respect each other'"'"'s locks
+153 182 | locks.bats | while a chain is served, no program of QEMU'"'"'s writes a layer of it
+153 182 | locks.bats | many read one base at a time, overlays of ours and of QEMU'"'"'s
+153 182 | locks.bats | a lock is gone with the process that held it, however it ended
 153 182 | unit/test-dev-file.c |
 221 241 104 | scenarios.bats | the map of a disk of any size ends where the disk does
 221 241 104 | plugin.bats | disks of any size, read and written at their ends
@@ -55,6 +61,11 @@ scenarios='
 143 162 | serve.bats | wrong usage names the option, the value and what is allowed
 083 | remote.bats | a base that says nothing, or nonsense, or hangs up, gives errors
 083 | remote.bats | a base that takes requests and never answers them is given up
+083 | remote.bats | a base with a handshake that makes no sense is refused, or served
+083 | remote.bats | a base that hangs up after each byte of the handshake
+083 | remote.bats | a base that hangs up after each byte of a reply costs time only
+083 | hostile.bats | nbdkit alone lives through nonsense in the handshake and in requests
+083 | hostile.bats | clients that hang up with requests under way, again and again
 '
 
 @test "each test that the table names exists" {

@@ -59,6 +59,7 @@ LIMIT = 2000                            # a scenario without an end
 
 SIZE = 256 * 1024
 K = 1024
+COMPACT = ("--compact", "--grow-unit", "1M")
 NBDCHAIN = os.environ["NBDCHAIN"]
 ASAN = os.environ.get("NBDCHAIN_SANITIZER") == "asan"
 PRELOAD = [p for p in (os.environ.get("NBDCHAIN_PRELOAD"),
@@ -291,7 +292,7 @@ def make_images(directory, rnd):
     """In DIRECTORY/NAME, top.fvd on base.raw, with the content of the disk in
     "content".  Each is: as created; closed in order with blocks of its own; as
     killed with half the journal used; as killed with the journal full; with
-    its data in another file; a chain of two."""
+    its data in another file; compact, in each of these ways; a chain of two."""
     base = bytes(rnd.randrange(1, 256) for _ in range(4 * K)) * (SIZE // 4 // K)
 
     def make(name, *args):
@@ -316,22 +317,27 @@ def make_images(directory, rnd):
 
     for name, flushes, killed, *args in (
             ("new", 0, False), ("closed", 10, False), ("used", 15, True),
-            ("data", 10, True, "--data-file", "data.raw")):
+            ("data", 10, True, "--data-file", "data.raw"),
+            ("compact-new", 0, False, *COMPACT),
+            ("compact", 10, False, *COMPACT),
+            ("compact-used", 10, True, *COMPACT)):
         make(name, *args)
         model = Model(base)
         if flushes:
             fill("top.fvd", model, flushes, killed)
         save(model)
 
-    # Each of 31 rounds makes a record, and there is room for 32.
-    make("full")
-    model = Model(base)
-    disk = Disk(Server("top.fvd"), model, rnd)
-    for i in range(31):
-        disk.write(8 * K * i, 4 * K)
-        disk.flush()
-    disk.server.kill()
-    save(model)
+    # Each of 31 rounds makes a record, and there is room for 32; the place of
+    # the chunk takes one, too.
+    for name, rounds, args in (("full", 31, ()), ("full-compact", 30, COMPACT)):
+        make(name, *args)
+        model = Model(base)
+        disk = Disk(Server("top.fvd"), model, rnd)
+        for i in range(rounds):
+            disk.write(8 * K * i, 4 * K)
+            disk.flush()
+        disk.server.kill()
+        save(model)
 
     make("two")
     model = Model(base)
@@ -386,6 +392,15 @@ DISKS = {
     "checkpoint": ("full", [], [
         ("write", 4 * K, 4 * K), ("flush",), ("write", 12 * K, 4 * K),
         ("flush",), ("write", 20 * K, 4 * K), ("flush",)]),
+    "open-compact": ("compact-used", [], [("open",), ("read",)]),
+    "write-compact": ("compact-new", [], [
+        ("write", 5001, 6000), ("flush",), ("zero", 64 * K, 20000),
+        ("write", 100 * K, 4 * K, FUA), ("flush",)]),
+    "checkpoint-compact": ("full-compact", [], [
+        ("write", 4 * K, 4 * K), ("flush",), ("write", 12 * K, 4 * K),
+        ("flush",)]),
+    "finish-compact": ("compact-new", [("write", 4 * K, 4 * K)],
+                       [("finish",)]),
     "open-data": ("data", [], [("open",), ("read",)]),
     "write-data": ("data", [], [
         ("write", 100 * K, 4 * K), ("write", 5001, 6000), ("flush",),
@@ -407,10 +422,18 @@ TOOLS = {
     "snapshot": ("closed", ["snapshot", "top.fvd", "next.fvd"], "next.fvd"),
     "snapshot-used": ("used", ["snapshot", "top.fvd", "next.fvd"],
                       "next.fvd"),
+    "resize": ("used", ["resize", "top.fvd", "300K"], "top.fvd"),
+    "resize-compact": ("compact-used", ["resize", "top.fvd", "3M"],
+                       "top.fvd"),
+    "rebase": ("closed", ["rebase", "-b", "", "top.fvd"], "top.fvd"),
     "check": ("used", ["check", "--chain", "top.fvd"], None),
     "info": ("two", ["info", "--chain", "over.fvd"], None),
     "map": ("two", ["map", "over.fvd"], None),
 }
+
+# Commands that change top.fvd; and those that do it when they are run again.
+IN_PLACE = ("snapshot", "resize", "rebase")
+AGAIN = IN_PLACE + ("create",)
 
 
 class Runner:
@@ -477,7 +500,7 @@ class Runner:
         # Cut transfers, and interrupted calls that are made again.
         self.harmless = fault[4] in (0, errno.EINTR)
         # What fails in a checkpoint of the background nobody has asked for.
-        self.background = images == "full"
+        self.background = images.startswith("full")
         try:
             if during[0][0] != "open":
                 server = Server(image, memory)
@@ -619,7 +642,7 @@ class Runner:
     def judge_left(self, name, known, r):
         now = self.files()
         for image in known:
-            if name.startswith("snapshot") and image == "top.fvd":
+            if name.startswith(IN_PLACE) and image == "top.fvd":
                 must("check", image)
             elif now[image] != known[image]:
                 raise Wrong("changed " + image)
@@ -629,7 +652,7 @@ class Runner:
             raise Wrong("left " + str(left))
         if "next.fvd" in left:
             must("check", "next.fvd")
-        if r.returncode == 0 or "next.fvd" not in TOOLS[name][1]:
+        if r.returncode == 0 or not name.startswith(AGAIN):
             return
         # Again: it is done now, or it had been done.
         again = chain_tool(*TOOLS[name][1])
@@ -637,7 +660,7 @@ class Runner:
                 left and ("exists" in again.stdout or
                           "was retired when" in again.stdout)):
             raise Wrong("again: " + again.stdout)
-        must("check", "next.fvd")
+        must("check", TOOLS[name][2] or "next.fvd")
 
     # All of them.
 
