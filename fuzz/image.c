@@ -80,6 +80,7 @@ struct life {
   struct mem_disk *disk;
   struct nc_layer *layer;
   bool sound;                   /* at the start: else it may lose things */
+  bool compact;
   uint64_t nblocks;
   uint32_t n;
   uint32_t *last, *durable;
@@ -126,7 +127,8 @@ is_allocated (struct nc_layer *l, uint64_t blk)
 }
 
 /* After a restart: what was durable is there.  Nothing is lost of what
- * reached the file, so it is there as it was written last. */
+ * reached the file, so it is there as it was written last, unless its chunk
+ * has lost a place that no flush has made durable. */
 static void
 look (struct life *life)
 {
@@ -136,6 +138,11 @@ look (struct life *life)
     if (!is_allocated (life->layer, b)) {
       fuzz_must (life->durable[b] == 0, "a flushed block is allocated");
       life->last[b] = 0;
+      continue;
+    }
+    if (life->compact && life->durable[b] &&
+        is_block (life, b, life->durable[b] - 1)) {
+      life->last[b] = life->durable[b];
       continue;
     }
     fuzz_must (is_block (life, b, life->last[b] - 1),
@@ -208,7 +215,9 @@ live (struct mem_disk *disk, struct input *in)
   struct life life = { .disk = disk };
   struct fvd_reader r;
 
-  life.sound = fvd_reader_open (&r, disk->data, disk->size) == 0;
+  life.sound = fvd_reader_open (&r, disk->data, disk->size) == 0 &&
+    fvd_reader_journal_is_intact (&r);
+  life.compact = r.chunk != 0;
   fvd_reader_close (&r);
   if (!open_life (&life))
     return;
@@ -263,7 +272,8 @@ seeds (fuzz_save_fn save, void *opaque)
    * that count. */
   static const uint8_t compact[] = {
     COMPACT | UNCLEAN, 0, 0, 1, 0, 0, 2, 1, 4, 0, 0, 0, 0xc0, 0xf, 3, 0, 5,
-    5, 0, 0, 3, 1, 0, 4, 0, 0, 0, 9, 7, 6, 0, 0, 0, 1, 3, 4, 0, 0, 5, 0, 0,
+    5, 0, 0, 3, 7, 8, 4, 0, 0, 0, 7, 8, 5, 0, 0, 3, 1, 0, 4, 0, 0, 0, 9, 7,
+    6, 0, 0, 0, 1, 3, 4, 0, 0, 5, 0, 0,
   };
   static const uint8_t bound[] = {
     COMPACT, 2, 28, 0, 0, 3, 1, 0, 0, 0, 0, 0, 0, 0,

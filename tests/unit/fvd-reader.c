@@ -298,6 +298,25 @@ read_bitmap (struct fvd_reader *r)
   return 0;
 }
 
+static bool
+is_intact (const struct fvd_reader *r, uint64_t i)
+{
+  const uint8_t *s = r->file + r->journal + i * 512;
+
+  return is_zero (s, 512) ||
+    LE64 (s + 504) == checksum (r->header + FVD_AT_UUID, 3, i, s);
+}
+
+bool
+fvd_reader_journal_is_intact (const struct fvd_reader *r)
+{
+  uint64_t i = 0;
+
+  while (i < r->journal_sectors && is_intact (r, i))
+    ++i;
+  return i == r->journal_sectors;
+}
+
 /* Section 2.4. */
 static int
 read_journal (struct fvd_reader *r)
@@ -307,8 +326,7 @@ read_journal (struct fvd_reader *r)
     uint64_t number = LE64 (s + 8);
     unsigned n = LE16 (s + 6);
 
-    if (!(r->flags & 1) && !is_zero (s, 512) &&
-        LE64 (s + 504) != checksum (r->header + FVD_AT_UUID, 3, i, s))
+    if (!(r->flags & 1) && !is_intact (r, i))
       FAIL (r, "journal sector %" PRIu64, i);
     if (memcmp (s, "FVDJ", 4) != 0 || number < r->tail ||
         number % r->journal_sectors != i ||
