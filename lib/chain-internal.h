@@ -27,6 +27,7 @@ struct nc_chain {
                                    stop_errno */
   bool stopped;
   int stop_errno;
+  bool is_durable;              /* though stop_errno is set */
 
   _Atomic (uint64_t) waits, refused_waits;
   struct nc_repeat given_up;    /* requests that a remote was needed for */

@@ -582,6 +582,23 @@ nc_chain_start (struct nc_chain *chain)
   return 0;
 }
 
+/* Close the active layer in order; or, if there is no room for that, see that
+ * all of it is durable.  Returns 0 or an errno. */
+static int
+finish_layer (struct nc_chain *chain, struct nc_layer *layer)
+{
+  int err;
+
+  if (layer->format->finish (layer) == 0)
+    return 0;
+  err = errno;
+  chain->is_durable = layer->format->flush (layer) == 0;
+  if (chain->is_durable)
+    nc_error ("%s: not closed in order: %s; all of it is durable, and the "
+              "next start goes on from there", layer->path, strerror (err));
+  return err;
+}
+
 int
 nc_chain_stop (struct nc_chain *chain)
 {
@@ -595,12 +612,17 @@ nc_chain_stop (struct nc_chain *chain)
       if (view->layers[i]->dev->ops->stop)
         view->layers[i]->dev->ops->stop (view->layers[i]->dev);
     nc_views_stop (&chain->views);
-    if (chain->writable &&
-        view->layers[0]->format->finish (view->layers[0]) == -1)
-      chain->stop_errno = errno;
+    if (chain->writable)
+      chain->stop_errno = finish_layer (chain, view->layers[0]);
   }
   errno = chain->stop_errno;
   return errno ? -1 : 0;
+}
+
+bool
+nc_chain_is_durable (const struct nc_chain *chain)
+{
+  return chain->is_durable;
 }
 
 void

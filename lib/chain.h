@@ -71,6 +71,11 @@ extern int nc_chain_start (struct nc_chain *chain)
 extern int nc_chain_stop (struct nc_chain *chain)
   __attribute__ ((__nonnull__ (1)));
 
+/* After nc_chain_stop has failed: whether all that clients wrote is durable
+ * nevertheless, only not in order. */
+extern bool nc_chain_is_durable (const struct nc_chain *chain)
+  __attribute__ ((__nonnull__ (1)));
+
 /* Release everything; does not write (an image that was not stopped stays
  * marked as in use, and loses nothing that was flushed).  No request may be
  * under way.  NULL is allowed. */

@@ -297,7 +297,8 @@ chain_get_ready (void)
 static int
 stop (void *opaque __attribute__ ((__unused__)))
 {
-  return nc_chain_stop (chain) == -1 ? -1 : n_clients;
+  return nc_chain_stop (chain) == -1 && !nc_chain_is_durable (chain)
+    ? -1 : n_clients;
 }
 
 static int

@@ -173,3 +173,27 @@ for request in (lambda: h.pwrite(b"c" * 512, 512), h.flush):
   grep -q 'may not be durable' serve.err
   flushed_is_there
 }
+
+@test "serve: at its end the disk is full, and all is durable" {
+  mkdir dir
+  "$NBDCHAIN" create dir/top.fvd 1M >/dev/null
+  serve_failing dir/top.fvd
+  nbdsh -u "$uri" -c 'h.pwrite(b"a" * 8192, 0); h.flush()'
+  PYTHONDONTWRITEBYTECODE=1 PYTHONPATH=$top_srcdir/tests/harness \
+    /usr/bin/python3 - <<'END'
+import errno, faults, struct
+with open("control", "r+b") as f:
+    f.write(struct.pack("=5Q", faults.WRITE | faults.DURABLE, 1,
+                        faults.FOREVER, 1, errno.ENOSPC))
+END
+  kill "$pid"
+  wait_for 10 is_gone "$pid"
+  ends_with 0 "$pid"
+  grep -q 'top.fvd: not closed in order: No space left on device; all of it' \
+    serve.err
+  unset NC_FAULT_DIR NC_FAULT_CONTROL
+  "$NBDCHAIN" check dir/top.fvd
+  serve dir/top.fvd
+  nbdsh -u "$uri" -c 'assert h.pread(8192, 0) == b"a" * 8192'
+  stop "$pid"
+}

@@ -96,6 +96,8 @@ struct nc_dev {
   bool has_holes;               /* a file: what .extents calls a hole takes
                                    no storage, and all else does */
   bool remote;                  /* may be unreachable for a while */
+  _Atomic (bool) read_failed;   /* once; so what was read wrongly afterwards
+                                   need not be damaged */
   char *identity;               /* what a remote says of itself, so that
                                    another one in its place is noticed;
                                    NULL if it says nothing */

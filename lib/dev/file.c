@@ -78,6 +78,8 @@ failed (struct nc_dev *dev, enum op op, uint64_t offset)
     : (unsigned) ((offset >> 20) * 251 + errno) & 0xffff;
   char more[NC_REPEAT_TEXT] = "";
 
+  if (op == OP_READ)
+    dev->read_failed = true;
   /* What is not of a request comes once. */
   if (op == OP_WRITE ||
       nc_repeat_report (&file_of (dev)->failures[op], cause, more))

@@ -153,6 +153,8 @@ check_contents (struct check *c, struct fvd *f)
   if (!(f->h.flags & FVD_CLEAN)) {
     if (fvd_journal_replay (f, count_record,
                             &c->result->journal_records) == -1) {
+      if (f->dev->read_failed)
+        return -1;
       find (c, true, "a record of the journal is damaged");
       return 0;
     }
@@ -188,6 +190,8 @@ nc_fvd_check (struct nc_dev *dev, nc_check_finding finding, void *opaque,
   if (fvd_header_copies (dev, &copies) == -1)
     return -1;
   if (copies == 0 || fvd_header_read (dev, &f.h) == -1) {
+    if (dev->read_failed)
+      return -1;
     find (&c, true, "the header cannot be used");
     return 0;
   }
@@ -207,10 +211,12 @@ nc_fvd_check (struct nc_dev *dev, nc_check_finding finding, void *opaque,
   }
   if (r == -1)
     ;
-  else if (fvd_summary_read (&f) == -1)
-    find (&c, true, "the summary of the bitmap cannot be used");
-  else
+  else if (fvd_summary_read (&f) == 0)
     r = check_contents (&c, &f);
+  else if (dev->read_failed)
+    r = -1;
+  else
+    find (&c, true, "the summary of the bitmap cannot be used");
   if (r == 0)
     r = check_profile (&c, &f);
   fvd_chunks_close (&f);
