@@ -102,7 +102,9 @@ struct nc_job_info {
   bool failed, cancelled;       /* how it ended, or is about to */
   char error[NC_JOB_TEXT];      /* "" = none */
 
-  uint64_t rate;                /* bytes a second, measured */
+  uint64_t rate;                /* bytes copied a second, measured */
+  uint64_t seconds_left;        /* at the measured progress */
+  bool has_seconds_left;
   uint64_t count[NC_JOB_N_COUNTERS];
   enum nc_job_limit limit;
 };
@@ -254,7 +256,9 @@ extern bool nc_job_is_wanted (struct nc_job *job)
 extern int nc_job_pause_point (struct nc_job *job)
   __attribute__ ((__nonnull__ (1)));
 
-/* Wait NANOSECONDS, or until nc_job_is_wanted.  Returns -1 if that is why. */
+/* Wait NANOSECONDS, or less if the operator asks for anything or has since
+ * the last pause point: so come there, look at what may have been asked for,
+ * and then sleep.  Returns -1 if nc_job_is_wanted. */
 extern int nc_job_sleep (struct nc_job *job, uint64_t nanoseconds)
   __attribute__ ((__nonnull__ (1)));
 
@@ -292,7 +296,8 @@ extern enum nc_job_action nc_job_error (struct nc_job *job,
 extern void nc_job_set_error (struct nc_job *job, const char *fmt, ...)
   __attribute__ ((__nonnull__ (1, 2), __format__ (printf, 2, 3)));
 
-/* The job is ready: all is done but the end, which waits for the operator.
+/* The job is ready: all is done but the end, which waits for the operator;
+ * its progress shows that.
  * Thread of RUN only. */
 extern void nc_job_ready (struct nc_job *job)
   __attribute__ ((__nonnull__ (1)));

@@ -1,0 +1,1030 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* Copyright (C) 2026 The nbdchain authors */
+
+/* The life of jobs.
+ *
+ * One lock guards the list and everything in the jobs; it is held for a few
+ * instructions at a time, and over the sink, so that events come in the
+ * order in which things happen.  No function of a type is called under it.
+ *
+ * A job belongs to the list until it is null.  Who uses it without the lock
+ * holds a reference; who gives up the last one frees what the type's
+ * functions work on, and puts the job on the list of the dead, from which
+ * its thread is joined.
+ */
+
+#include <config.h>
+
+#include "job/job.h"
+
+#include <assert.h>
+#include <errno.h>
+#include <pthread.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+#include "job/rate.h"
+#include "report.h"
+#include "scope.h"
+
+#define SECOND UINT64_C (1000000000)    /* nanoseconds */
+
+/* How long what limited a job is shown as that. */
+#define LIMIT_SHOWN (2 * NC_RATE_SLICE)
+
+struct nc_job {
+  struct nc_jobs *jobs;
+  struct nc_job *next;          /* in jobs->first or jobs->dead */
+  const struct nc_job_type *type;
+  void *opaque;
+  pthread_t thread;
+  pthread_cond_t changed;       /* anything below; asked for or happened */
+
+  /* What follows is guarded by jobs->lock, but for wanted, which is read
+   * without it. */
+  unsigned refs;
+  struct nc_job_info info;
+  bool forced, complete, finalize;      /* asked for */
+  unsigned asked;               /* how often anything was, */
+  unsigned seen;                /* and that at the last pause point */
+  _Atomic (bool) wanted;
+  bool all;                     /* the progress may show all */
+  uint64_t done;                /* what was reported as done */
+  struct nc_rate rate;
+  struct nc_meter copied, progress;
+  uint64_t throttled, failed;   /* when it last was; 0 = never */
+  enum nc_job_limit limit;
+};
+
+struct nc_jobs {
+  pthread_mutex_t lock;         /* guards everything here */
+  pthread_cond_t ended;         /* n_threads went down */
+  struct nc_job *first;         /* in the order of creation */
+  struct nc_job *dead;
+  unsigned n_threads;
+  bool stopped;
+  nc_job_sink sink;
+  void *sink_opaque;
+};
+
+static uint64_t
+now (void)
+{
+  struct timespec t;
+
+  clock_gettime (CLOCK_MONOTONIC, &t);
+  return (uint64_t) t.tv_sec * SECOND + (uint64_t) t.tv_nsec;
+}
+
+/* Names and tables. */
+
+const char *
+nc_job_status_name (enum nc_job_status status)
+{
+  static const char *const names[NC_JOB_N_STATUS] = {
+    [NC_JOB_UNDEFINED] = "undefined", [NC_JOB_CREATED] = "created",
+    [NC_JOB_RUNNING] = "running", [NC_JOB_PAUSED] = "paused",
+    [NC_JOB_READY] = "ready", [NC_JOB_STANDBY] = "standby",
+    [NC_JOB_WAITING] = "waiting", [NC_JOB_PENDING] = "pending",
+    [NC_JOB_ABORTING] = "aborting", [NC_JOB_CONCLUDED] = "concluded",
+    [NC_JOB_NULL] = "null",
+  };
+
+  return names[status];
+}
+
+const char *
+nc_job_verb_name (enum nc_job_verb verb)
+{
+  static const char *const names[NC_JOB_N_VERBS] = {
+    [NC_VERB_CANCEL] = "cancel", [NC_VERB_PAUSE] = "pause",
+    [NC_VERB_RESUME] = "resume", [NC_VERB_SET_SPEED] = "set-speed",
+    [NC_VERB_COMPLETE] = "complete", [NC_VERB_FINALIZE] = "finalize",
+    [NC_VERB_DISMISS] = "dismiss",
+  };
+
+  return names[verb];
+}
+
+const char *
+nc_job_limit_name (enum nc_job_limit limit)
+{
+  static const char *const names[] = {
+    [NC_LIMIT_NONE] = "none", [NC_LIMIT_RATE] = "rate",
+    [NC_LIMIT_SOURCE] = "source", [NC_LIMIT_STORAGE] = "storage",
+    [NC_LIMIT_GUEST] = "guest", [NC_LIMIT_CONTENTION] = "contention",
+    [NC_LIMIT_PAUSE] = "pause", [NC_LIMIT_ERROR] = "error",
+  };
+
+  return names[limit];
+}
+
+#define IN(status) (1u << NC_JOB_##status)
+#define ALIVE \
+  (IN (CREATED) | IN (RUNNING) | IN (PAUSED) | IN (READY) | IN (STANDBY))
+
+bool
+nc_job_may (enum nc_job_status status, enum nc_job_verb verb)
+{
+  static const unsigned states[NC_JOB_N_VERBS] = {
+    [NC_VERB_CANCEL] = ALIVE | IN (WAITING) | IN (PENDING),
+    [NC_VERB_PAUSE] = ALIVE,
+    [NC_VERB_RESUME] = ALIVE,
+    [NC_VERB_SET_SPEED] = ALIVE,
+    [NC_VERB_COMPLETE] = IN (READY),
+    [NC_VERB_FINALIZE] = IN (PENDING),
+    [NC_VERB_DISMISS] = IN (CONCLUDED),
+  };
+
+  return states[verb] & 1u << status;
+}
+
+bool
+nc_job_may_become (enum nc_job_status from, enum nc_job_status to)
+{
+  static const unsigned next[NC_JOB_N_STATUS] = {
+    [NC_JOB_UNDEFINED] = IN (CREATED),
+    [NC_JOB_CREATED] = IN (RUNNING) | IN (ABORTING) | IN (NULL),
+    [NC_JOB_RUNNING] = IN (PAUSED) | IN (READY) | IN (WAITING) |
+                       IN (ABORTING),
+    [NC_JOB_PAUSED] = IN (RUNNING),
+    [NC_JOB_READY] = IN (STANDBY) | IN (WAITING) | IN (ABORTING),
+    [NC_JOB_STANDBY] = IN (READY),
+    [NC_JOB_WAITING] = IN (PENDING) | IN (ABORTING),
+    [NC_JOB_PENDING] = IN (ABORTING) | IN (CONCLUDED),
+    [NC_JOB_ABORTING] = IN (CONCLUDED),
+    [NC_JOB_CONCLUDED] = IN (NULL),
+  };
+
+  return next[from] & 1u << to;
+}
+
+/* Events and snapshots. */
+
+static enum nc_job_limit
+limit_locked (const struct nc_job *job, uint64_t t)
+{
+  if (job->info.paused)
+    return job->info.io_status == NC_IO_OK ? NC_LIMIT_PAUSE : NC_LIMIT_ERROR;
+  if (job->failed && t - job->failed < SECOND)
+    return NC_LIMIT_ERROR;
+  if (job->throttled && t - job->throttled < LIMIT_SHOWN)
+    return NC_LIMIT_RATE;
+  return job->limit;
+}
+
+/* Bring what depends on the time up to date. */
+static const struct nc_job_info *
+snapshot_locked (struct nc_job *job)
+{
+  struct nc_job_info *info = &job->info;
+  const uint64_t t = now (), speed = nc_meter_rate (&job->progress, t);
+
+  info->rate = nc_meter_rate (&job->copied, t);
+  info->limit = limit_locked (job, t);
+  info->has_seconds_left = info->status != NC_JOB_CONCLUDED && speed > 0;
+  info->seconds_left = speed > 0 ? (info->len - info->offset) / speed : 0;
+  return info;
+}
+
+static void
+tell_locked (struct nc_job *job, struct nc_job_event event)
+{
+  if (job->jobs->sink == NULL)
+    return;
+  event.info = snapshot_locked (job);
+  job->jobs->sink (job->jobs->sink_opaque, &event);
+}
+
+static void
+become_locked (struct nc_job *job, enum nc_job_status status)
+{
+  assert (nc_job_may_become (job->info.status, status));
+  job->info.status = status;
+  nc_debug ("job %s is %s", job->info.id, nc_job_status_name (status));
+  tell_locked (job, (struct nc_job_event) { .kind = NC_EVENT_STATUS });
+  pthread_cond_broadcast (&job->changed);
+}
+
+/* What is shown as done, after any of it changed. */
+static void
+show_locked (struct nc_job *job)
+{
+  struct nc_job_info *info = &job->info;
+  const uint64_t most = info->len > 0 && !job->all ? info->len - 1
+    : info->len;
+  const uint64_t done = job->done < most ? job->done : most;
+
+  if (done > info->offset)
+    info->offset = done;
+}
+
+/* References and the list. */
+
+static struct nc_job *
+find_locked (struct nc_jobs *jobs, const char *id)
+{
+  struct nc_job *job;
+
+  for (job = jobs->first; job; job = job->next)
+    if (strcmp (job->info.id, id) == 0)
+      return job;
+  return NULL;
+}
+
+static void
+unlink_locked (struct nc_job *job)
+{
+  struct nc_job **p;
+
+  for (p = &job->jobs->first; *p != job; p = &(*p)->next)
+    ;
+  *p = job->next;
+}
+
+/* Give up a reference.  Returns whether it was the last one: then the caller
+ * calls free_opaque with what it keeps in TYPE and OPAQUE. */
+static bool
+unref_locked (struct nc_job *job)
+{
+  if (--job->refs > 0)
+    return false;
+  job->next = job->jobs->dead;
+  job->jobs->dead = job;
+  return true;
+}
+
+static void
+free_opaque (const struct nc_job_type *type, void *opaque)
+{
+  if (type->free)
+    type->free (opaque);
+}
+
+static void
+unref (struct nc_job *job)
+{
+  const struct nc_job_type *type = job->type;
+  void *opaque = job->opaque;
+  bool last;
+
+  {
+    NC_LOCKED (&job->jobs->lock);
+    last = unref_locked (job);
+  }
+  if (last)
+    free_opaque (type, opaque);
+}
+
+static void
+destroy (struct nc_job *job)
+{
+  pthread_join (job->thread, NULL);
+  pthread_cond_destroy (&job->changed);
+  free (job);
+}
+
+/* Join the threads of jobs that are gone. */
+static void
+reap (struct nc_jobs *jobs)
+{
+  struct nc_job *job, *next;
+
+  {
+    NC_LOCKED (&jobs->lock);
+    job = jobs->dead;
+    jobs->dead = NULL;
+  }
+  for (; job; job = next) {
+    next = job->next;
+    destroy (job);
+  }
+}
+
+/* The thread of a job. */
+
+static bool
+should_stop_locked (const struct nc_job *job)
+{
+  return job->info.cancelled || job->jobs->stopped;
+}
+
+/* Somebody asked for something. */
+static void
+ask_locked (struct nc_job *job)
+{
+  job->asked++;
+  job->wanted = should_stop_locked (job) || job->info.paused;
+  pthread_cond_broadcast (&job->changed);
+}
+
+/* Whether its end is that it was stopped. */
+static bool
+is_aborted_locked (const struct nc_job *job)
+{
+  return job->forced || job->jobs->stopped;
+}
+
+static int
+finish_pending (struct nc_job *job)
+{
+  {
+    NC_LOCKED (&job->jobs->lock);
+    if (job->forced)
+      return -1;
+    job->all = true;
+    job->done = job->info.len;
+    show_locked (job);
+    become_locked (job, NC_JOB_WAITING);
+    become_locked (job, NC_JOB_PENDING);
+    if (!job->info.auto_finalize) {
+      tell_locked (job, (struct nc_job_event) { .kind = NC_EVENT_PENDING });
+      while (!job->finalize && !is_aborted_locked (job))
+        pthread_cond_wait (&job->changed, &job->jobs->lock);
+      if (!job->finalize)
+        return -1;
+    }
+  }
+  return job->type->finalize ? job->type->finalize (job, job->opaque) : 0;
+}
+
+/* The job failed, or was stopped. */
+static void
+abort_locked (struct nc_job *job)
+{
+  struct nc_job_info *info = &job->info;
+
+  info->cancelled = is_aborted_locked (job) ||
+    (info->cancelled && info->error[0] == '\0');
+  info->failed = !info->cancelled;
+  if (info->cancelled)
+    snprintf (info->error, sizeof info->error, "the job was cancelled");
+  else if (info->error[0] == '\0')
+    snprintf (info->error, sizeof info->error, "the job failed");
+  become_locked (job, NC_JOB_ABORTING);
+}
+
+static void
+conclude (struct nc_job *job, int r)
+{
+  struct nc_jobs *jobs = job->jobs;
+  const struct nc_job_type *type = job->type;
+  void *opaque = job->opaque;
+  bool last = false;
+
+  {
+    NC_LOCKED (&jobs->lock);
+    job->info.busy = false;
+    if (r == -1)
+      abort_locked (job);
+    else
+      job->info.cancelled = false;
+    tell_locked (job, (struct nc_job_event) {
+        .kind = job->info.cancelled ? NC_EVENT_CANCELLED
+          : NC_EVENT_COMPLETED });
+    become_locked (job, NC_JOB_CONCLUDED);
+    if (job->info.auto_dismiss) {
+      become_locked (job, NC_JOB_NULL);
+      unlink_locked (job);
+      last = unref_locked (job);
+    }
+    jobs->n_threads--;
+    pthread_cond_broadcast (&jobs->ended);
+  }
+  if (last)
+    free_opaque (type, opaque);
+}
+
+static void *
+job_main (void *arg)
+{
+  struct nc_job *job = arg;
+  int r;
+
+  {
+    NC_LOCKED (&job->jobs->lock);
+    job->info.busy = true;
+    become_locked (job, NC_JOB_RUNNING);
+  }
+  r = nc_job_pause_point (job);
+  if (r == 0)
+    r = job->type->run (job, job->opaque);
+  if (r == 0)
+    r = finish_pending (job);
+  conclude (job, r);
+  return NULL;
+}
+
+/* Creation. */
+
+struct nc_jobs *
+nc_jobs_new (void)
+{
+  struct nc_jobs *jobs = calloc (1, sizeof *jobs);
+
+  if (jobs == NULL) {
+    nc_error ("list of jobs: %m");
+    return NULL;
+  }
+  pthread_mutex_init (&jobs->lock, NULL);
+  pthread_cond_init (&jobs->ended, NULL);
+  return jobs;
+}
+
+void
+nc_jobs_set_sink (struct nc_jobs *jobs, nc_job_sink sink, void *opaque)
+{
+  NC_LOCKED (&jobs->lock);
+  jobs->sink = sink;
+  jobs->sink_opaque = opaque;
+}
+
+static bool
+is_letter (char c)
+{
+  return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z');
+}
+
+static bool
+is_valid_id (const char *id)
+{
+  size_t i;
+
+  if (!is_letter (id[0]))
+    return false;
+  for (i = 1; id[i]; i++)
+    if (!is_letter (id[i]) && !(id[i] >= '0' && id[i] <= '9') &&
+        strchr ("-._", id[i]) == NULL)
+      return false;
+  return i <= NC_JOB_ID_MAX;
+}
+
+/* Set errno and WHY. */
+static int __attribute__ ((__format__ (printf, 3, 4)))
+refuse (int err, char why[NC_JOB_TEXT], const char *fmt, ...)
+{
+  va_list args;
+
+  va_start (args, fmt);
+  vsnprintf (why, NC_JOB_TEXT, fmt, args);
+  va_end (args);
+  errno = err;
+  return -1;
+}
+
+static struct nc_job *
+new_job (struct nc_jobs *jobs, const char *id,
+         const struct nc_job_type *type, const struct nc_job_options *opts,
+         void *opaque)
+{
+  struct nc_job *job = calloc (1, sizeof *job);
+  pthread_condattr_t attr;
+
+  if (job == NULL)
+    return NULL;
+  job->jobs = jobs;
+  job->type = type;
+  job->opaque = opaque;
+  job->refs = 1;
+  job->info = (struct nc_job_info) {
+    .type = type->name,
+    .device = opts->device,
+    .speed = opts->speed,
+    .paused = opts->paused,
+    .auto_finalize = !opts->manual_finalize,
+    .auto_dismiss = !opts->manual_dismiss,
+    .on_error = opts->on_error,
+  };
+  strcpy (job->info.id, id);
+  job->wanted = opts->paused;
+  nc_rate_init (&job->rate, opts->speed, now ());
+  pthread_condattr_init (&attr);
+  pthread_condattr_setclock (&attr, CLOCK_MONOTONIC);
+  pthread_cond_init (&job->changed, &attr);
+  pthread_condattr_destroy (&attr);
+  return job;
+}
+
+/* Put JOB at the end of the list, and let it run. */
+static int
+start_locked (struct nc_jobs *jobs, struct nc_job *job,
+              char why[NC_JOB_TEXT])
+{
+  struct nc_job **p;
+  unsigned n = 0;
+  int err;
+
+  if (jobs->stopped)
+    return refuse (ESHUTDOWN, why, "the server is stopping");
+  if (find_locked (jobs, job->info.id))
+    return refuse (EEXIST, why, "job id '%s' is in use", job->info.id);
+  for (p = &jobs->first; *p; p = &(*p)->next)
+    n++;
+  if (n >= NC_JOBS_MAX)
+    return refuse (EBUSY, why, "there are %u jobs, the most there can be: "
+                   "dismiss some that are concluded", n);
+  err = pthread_create (&job->thread, NULL, job_main, job);
+  if (err)
+    return refuse (err, why, "job '%s': thread: %s", job->info.id,
+                   strerror (err));
+  jobs->n_threads++;
+  *p = job;
+  become_locked (job, NC_JOB_CREATED);
+  return 0;
+}
+
+int
+nc_job_create (struct nc_jobs *jobs, const char *id,
+               const struct nc_job_type *type,
+               const struct nc_job_options *opts, void *opaque,
+               char why[NC_JOB_TEXT])
+{
+  struct nc_job *job;
+  int r;
+
+  if (id == NULL)
+    id = opts->device;
+  if (!is_valid_id (id))
+    return refuse (EINVAL, why, "invalid job id '%.64s': a letter first, "
+                   "then letters, digits, '-', '.' and '_', at most %d in "
+                   "all", id, NC_JOB_ID_MAX);
+  reap (jobs);
+  job = new_job (jobs, id, type, opts, opaque);
+  if (job == NULL)
+    return refuse (ENOMEM, why, "out of memory");
+  {
+    NC_LOCKED (&jobs->lock);
+    r = start_locked (jobs, job, why);
+  }
+  if (r == -1) {
+    pthread_cond_destroy (&job->changed);
+    free (job);
+  }
+  return r;
+}
+
+/* Stopping. */
+
+/* Call wake of every job; each is held by a reference meanwhile. */
+static void
+wake_all (struct nc_jobs *jobs)
+{
+  struct nc_job *v[NC_JOBS_MAX];
+  unsigned n = 0;
+
+  {
+    NC_LOCKED (&jobs->lock);
+    for (struct nc_job *job = jobs->first; job; job = job->next) {
+      ask_locked (job);
+      job->refs++;
+      v[n++] = job;
+    }
+  }
+  for (unsigned i = 0; i < n; i++) {
+    if (v[i]->type->wake)
+      v[i]->type->wake (v[i], v[i]->opaque);
+    unref (v[i]);
+  }
+}
+
+void
+nc_jobs_stop (struct nc_jobs *jobs)
+{
+  {
+    NC_LOCKED (&jobs->lock);
+    jobs->stopped = true;
+  }
+  wake_all (jobs);
+  {
+    NC_LOCKED (&jobs->lock);
+    while (jobs->n_threads > 0)
+      pthread_cond_wait (&jobs->ended, &jobs->lock);
+  }
+  reap (jobs);
+}
+
+void
+nc_jobs_free (struct nc_jobs *jobs)
+{
+  if (jobs == NULL)
+    return;
+  nc_jobs_stop (jobs);
+  while (jobs->first) {
+    struct nc_job *job = jobs->first;
+
+    jobs->first = job->next;
+    unref (job);
+  }
+  reap (jobs);
+  pthread_cond_destroy (&jobs->ended);
+  pthread_mutex_destroy (&jobs->lock);
+  free (jobs);
+}
+
+/* Looking. */
+
+void
+nc_jobs_each (struct nc_jobs *jobs, nc_job_fn fn, void *opaque)
+{
+  NC_LOCKED (&jobs->lock);
+  for (struct nc_job *job = jobs->first; job; job = job->next)
+    fn (opaque, snapshot_locked (job));
+}
+
+int
+nc_job_get (struct nc_jobs *jobs, const char *id, struct nc_job_info *info)
+{
+  struct nc_job *job;
+
+  NC_LOCKED (&jobs->lock);
+  job = find_locked (jobs, id);
+  if (job == NULL) {
+    errno = ENOENT;
+    return -1;
+  }
+  *info = *snapshot_locked (job);
+  return 0;
+}
+
+static struct timespec
+in_nanoseconds (uint64_t t)
+{
+  const uint64_t end = now () + t;
+
+  return (struct timespec) { .tv_sec = (time_t) (end / SECOND),
+                             .tv_nsec = (long) (end % SECOND) };
+}
+
+/* Wait until the job, which the caller holds, is concluded. */
+static int
+wait_locked (struct nc_job *job, int milliseconds)
+{
+  const struct timespec end =
+    in_nanoseconds (milliseconds > 0 ? (uint64_t) milliseconds * 1000000 : 0);
+
+  while (job->info.status != NC_JOB_CONCLUDED &&
+         job->info.status != NC_JOB_NULL) {
+    if (milliseconds < 0)
+      pthread_cond_wait (&job->changed, &job->jobs->lock);
+    else if (pthread_cond_timedwait (&job->changed, &job->jobs->lock,
+                                     &end) == ETIMEDOUT)
+      return -1;
+  }
+  return 0;
+}
+
+int
+nc_job_wait (struct nc_jobs *jobs, const char *id, int milliseconds,
+             struct nc_job_info *info)
+{
+  struct nc_job *job;
+  int r;
+
+  {
+    NC_LOCKED (&jobs->lock);
+    job = find_locked (jobs, id);
+    if (job == NULL) {
+      errno = ENOENT;
+      return -1;
+    }
+    job->refs++;
+    r = wait_locked (job, milliseconds);
+    *info = *snapshot_locked (job);
+  }
+  unref (job);
+  if (r == -1)
+    errno = ETIMEDOUT;
+  return r;
+}
+
+/* Verbs. */
+
+/* Change JOB as VERB says.  WHAT: what else it needs. */
+static int
+apply_locked (struct nc_job *job, enum nc_job_verb verb, uint64_t what,
+              char why[NC_JOB_TEXT])
+{
+  struct nc_job_info *info = &job->info;
+
+  switch (verb) {
+  case NC_VERB_CANCEL:
+    if (what || !info->ready || info->status == NC_JOB_WAITING ||
+        info->status == NC_JOB_PENDING)
+      job->forced = true;
+    info->cancelled = true;
+    info->paused = false;
+    break;
+  case NC_VERB_PAUSE:
+    if (info->paused)
+      return refuse (EBUSY, why, "job '%s' is already paused", info->id);
+    info->paused = true;
+    break;
+  case NC_VERB_RESUME:
+    if (!info->paused)
+      return refuse (EBUSY, why, "job '%s' is not paused", info->id);
+    info->paused = false;
+    info->io_status = NC_IO_OK;
+    job->failed = 0;
+    break;
+  case NC_VERB_SET_SPEED:
+    info->speed = what;
+    nc_rate_set (&job->rate, what, now ());
+    break;
+  case NC_VERB_COMPLETE:
+    job->complete = true;
+    break;
+  case NC_VERB_FINALIZE:
+    job->finalize = true;
+    break;
+  case NC_VERB_DISMISS:
+    become_locked (job, NC_JOB_NULL);
+    unlink_locked (job);
+    break;
+  case NC_JOB_N_VERBS:
+    break;
+  }
+  ask_locked (job);
+  return 0;
+}
+
+/* Call what the type wants to know of VERB. */
+static void
+tell_type (struct nc_job *job, enum nc_job_verb verb)
+{
+  const struct nc_job_type *type = job->type;
+
+  if (type->changed && (verb == NC_VERB_PAUSE || verb == NC_VERB_RESUME ||
+                        verb == NC_VERB_SET_SPEED))
+    type->changed (job, job->opaque);
+  if (type->wake && verb != NC_VERB_DISMISS)
+    type->wake (job, job->opaque);
+}
+
+static int
+act (struct nc_jobs *jobs, const char *id, enum nc_job_verb verb,
+     uint64_t what, char why[NC_JOB_TEXT])
+{
+  struct nc_job *job;
+
+  {
+    NC_LOCKED (&jobs->lock);
+    job = find_locked (jobs, id);
+    if (job == NULL)
+      return refuse (ENOENT, why, "job '%.*s' not found", NC_JOB_ID_MAX, id);
+    if (!nc_job_may (job->info.status, verb))
+      return refuse (EBUSY, why, "job '%s' is %s and cannot %s now", id,
+                     nc_job_status_name (job->info.status),
+                     nc_job_verb_name (verb));
+    if (apply_locked (job, verb, what, why) == -1)
+      return -1;
+    if (verb != NC_VERB_DISMISS) /* that hands over the list's */
+      job->refs++;
+  }
+  tell_type (job, verb);
+  unref (job);
+  reap (jobs);
+  return 0;
+}
+
+int
+nc_job_cancel (struct nc_jobs *jobs, const char *id, bool force,
+               char why[NC_JOB_TEXT])
+{
+  return act (jobs, id, NC_VERB_CANCEL, force, why);
+}
+
+int
+nc_job_pause (struct nc_jobs *jobs, const char *id, char why[NC_JOB_TEXT])
+{
+  return act (jobs, id, NC_VERB_PAUSE, 0, why);
+}
+
+int
+nc_job_resume (struct nc_jobs *jobs, const char *id, char why[NC_JOB_TEXT])
+{
+  return act (jobs, id, NC_VERB_RESUME, 0, why);
+}
+
+int
+nc_job_set_speed (struct nc_jobs *jobs, const char *id, uint64_t speed,
+                  char why[NC_JOB_TEXT])
+{
+  return act (jobs, id, NC_VERB_SET_SPEED, speed, why);
+}
+
+int
+nc_job_complete (struct nc_jobs *jobs, const char *id,
+                 char why[NC_JOB_TEXT])
+{
+  return act (jobs, id, NC_VERB_COMPLETE, 0, why);
+}
+
+int
+nc_job_finalize (struct nc_jobs *jobs, const char *id,
+                 char why[NC_JOB_TEXT])
+{
+  return act (jobs, id, NC_VERB_FINALIZE, 0, why);
+}
+
+int
+nc_job_dismiss (struct nc_jobs *jobs, const char *id, char why[NC_JOB_TEXT])
+{
+  return act (jobs, id, NC_VERB_DISMISS, 0, why);
+}
+
+/* For the functions of a type. */
+
+bool
+nc_job_should_stop (struct nc_job *job)
+{
+  NC_LOCKED (&job->jobs->lock);
+  return should_stop_locked (job);
+}
+
+bool
+nc_job_is_shutdown (struct nc_job *job)
+{
+  NC_LOCKED (&job->jobs->lock);
+  return job->jobs->stopped;
+}
+
+bool
+nc_job_is_wanted (struct nc_job *job)
+{
+  return job->wanted;
+}
+
+int
+nc_job_pause_point (struct nc_job *job)
+{
+  NC_LOCKED (&job->jobs->lock);
+  if (job->info.paused && !should_stop_locked (job)) {
+    const bool ready = job->info.status == NC_JOB_READY;
+
+    job->info.busy = false;
+    become_locked (job, ready ? NC_JOB_STANDBY : NC_JOB_PAUSED);
+    while (job->info.paused && !should_stop_locked (job))
+      pthread_cond_wait (&job->changed, &job->jobs->lock);
+    job->info.busy = true;
+    become_locked (job, ready ? NC_JOB_READY : NC_JOB_RUNNING);
+  }
+  job->seen = job->asked;
+  return should_stop_locked (job) ? -1 : 0;
+}
+
+int
+nc_job_sleep (struct nc_job *job, uint64_t nanoseconds)
+{
+  const struct timespec end = in_nanoseconds (nanoseconds);
+
+  NC_LOCKED (&job->jobs->lock);
+  while (!job->wanted && job->asked == job->seen &&
+         pthread_cond_timedwait (&job->changed, &job->jobs->lock,
+                                 &end) != ETIMEDOUT)
+    ;
+  return job->wanted ? -1 : 0;
+}
+
+int
+nc_job_throttle (struct nc_job *job, uint64_t count)
+{
+  NC_LOCKED (&job->jobs->lock);
+  while (!job->wanted) {
+    const uint64_t t = now (), wait = nc_rate_take (&job->rate, count, t);
+    struct timespec end;
+
+    if (wait == 0)
+      return 0;
+    job->throttled = t;
+    end = in_nanoseconds (wait);
+    pthread_cond_timedwait (&job->changed, &job->jobs->lock, &end);
+  }
+  return -1;
+}
+
+void
+nc_job_set_len (struct nc_job *job, uint64_t len)
+{
+  NC_LOCKED (&job->jobs->lock);
+  job->info.len = len;
+  if (len <= job->info.offset && job->info.offset > 0)
+    job->info.len = job->info.offset + !job->all;
+  show_locked (job);
+}
+
+void
+nc_job_progress (struct nc_job *job, uint64_t offset)
+{
+  uint64_t shown;
+
+  NC_LOCKED (&job->jobs->lock);
+  shown = job->info.offset;
+  if (offset > job->done)
+    job->done = offset;
+  show_locked (job);
+  nc_meter_add (&job->progress, job->info.offset - shown, now ());
+}
+
+void
+nc_job_count (struct nc_job *job, enum nc_job_counter which, uint64_t count)
+{
+  NC_LOCKED (&job->jobs->lock);
+  job->info.count[which] += count;
+  if (which == NC_COUNT_COPIED)
+    nc_meter_add (&job->copied, count, now ());
+}
+
+void
+nc_job_set_limit (struct nc_job *job, enum nc_job_limit limit)
+{
+  NC_LOCKED (&job->jobs->lock);
+  job->limit = limit;
+}
+
+enum nc_job_action
+nc_job_error (struct nc_job *job, enum nc_job_operation operation, int err)
+{
+  const bool full = err == ENOSPC || err == EDQUOT;
+  struct nc_job_info *info = &job->info;
+  enum nc_job_action action;
+
+  NC_LOCKED (&job->jobs->lock);
+  if (info->on_error == NC_ON_ERROR_IGNORE)
+    action = NC_JOB_IGNORE;
+  else if (info->on_error == NC_ON_ERROR_STOP ||
+           (info->on_error == NC_ON_ERROR_ENOSPC && full))
+    action = NC_JOB_STOP;
+  else
+    action = NC_JOB_REPORT;
+  job->failed = now ();
+  if (action == NC_JOB_STOP && !info->cancelled) {
+    info->io_status = full ? NC_IO_NOSPACE : NC_IO_FAILED;
+    info->paused = true;
+    ask_locked (job);
+  }
+  tell_locked (job, (struct nc_job_event) {
+      .kind = NC_EVENT_ERROR, .operation = operation, .action = action });
+  return action;
+}
+
+void
+nc_job_set_error (struct nc_job *job, const char *fmt, ...)
+{
+  va_list args;
+
+  NC_LOCKED (&job->jobs->lock);
+  if (job->info.error[0] != '\0')
+    return;
+  va_start (args, fmt);
+  vsnprintf (job->info.error, sizeof job->info.error, fmt, args);
+  va_end (args);
+}
+
+void
+nc_job_ready (struct nc_job *job)
+{
+  NC_LOCKED (&job->jobs->lock);
+  job->info.ready = job->all = true;
+  if (job->done < job->info.len)
+    job->done = job->info.len;
+  show_locked (job);
+  become_locked (job, NC_JOB_READY);
+  tell_locked (job, (struct nc_job_event) { .kind = NC_EVENT_READY });
+}
+
+bool
+nc_job_should_complete (struct nc_job *job)
+{
+  NC_LOCKED (&job->jobs->lock);
+  return job->complete;
+}
+
+bool
+nc_job_is_forced (struct nc_job *job)
+{
+  NC_LOCKED (&job->jobs->lock);
+  return job->forced;
+}
+
+uint64_t
+nc_job_speed (struct nc_job *job)
+{
+  NC_LOCKED (&job->jobs->lock);
+  return job->info.speed;
+}
+
+bool
+nc_job_is_paused (struct nc_job *job)
+{
+  NC_LOCKED (&job->jobs->lock);
+  return job->info.paused;
+}
+
+const char *
+nc_job_id (const struct nc_job *job)
+{
+  return job->info.id;          /* never changes */
+}
