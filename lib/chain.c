@@ -673,6 +673,57 @@ nc_chain_layer_info (struct nc_chain *chain, size_t i,
   return nc_layer_info (view->layers[i], info);
 }
 
+/* Storage of the file of DEV, in bytes. */
+static uint64_t
+storage_of (const struct nc_dev *dev)
+{
+  struct stat st;
+
+  if (dev == NULL || dev->remote || stat (dev->name, &st) == -1)
+    return 0;
+  return (uint64_t) st.st_blocks * 512;
+}
+
+static int
+look_at_layer (const struct nc_view *view, size_t i,
+               struct nc_chain_layer *info)
+{
+  struct nc_layer *layer = view->layers[i];
+
+  *info = (struct nc_chain_layer) {
+    .name = layer->name, .path = layer->path, .format = layer->format->name,
+    .backing = i + 1 < view->n ? view->layers[i + 1]->path : NULL,
+    .depth = i, .n_below = view->n - 1 - i,
+    .remote = layer->dev->remote, .writable = i == 0 && view->writable,
+    .size = layer->size, .block_size = layer->block_size,
+    .storage = storage_of (layer->dev) + storage_of (layer->data_dev),
+  };
+  nc_uuid_format (&layer->uuid, info->uuid);
+  return layer->format->allocated (layer, &info->allocated);
+}
+
+int
+nc_chain_each_layer (struct nc_chain *chain, nc_chain_layer_fn fn,
+                     void *opaque)
+{
+  struct nc_view *view = nc_view_enter (&chain->views, NC_VIEW_READ);
+  int r = 0, err;
+
+  if (view == NULL)
+    return -1;
+  for (size_t i = 0; r == 0 && i < view->n; ++i) {
+    struct nc_chain_layer info;
+
+    r = look_at_layer (view, i, &info);
+    if (r == 0)
+      r = fn (opaque, &info);
+  }
+  err = errno;
+  nc_view_leave (&chain->views, view, NC_VIEW_READ);
+  errno = err;
+  return r;
+}
+
 /* Walking over what a layer holds. */
 
 struct holding {

@@ -100,6 +100,31 @@ extern int nc_chain_layer_info (struct nc_chain *chain, size_t i,
                                 struct nc_image_info *info)
   __attribute__ ((__nonnull__ (1, 3)));
 
+/* A layer as it is while it is served. */
+struct nc_chain_layer {
+  const char *name;             /* as nc_chain_layer_name */
+  const char *path;             /* of its file, or reference of the remote */
+  const char *format;
+  const char *backing;          /* path of the layer below; NULL: none */
+  size_t depth, n_below;        /* layers above and below it */
+  bool remote, writable;
+  uint64_t size;                /* of the disk that it shows */
+  uint64_t storage;             /* bytes of storage its files take */
+  uint64_t allocated;           /* bytes of the disk that it holds */
+  uint32_t block_size;
+  char uuid[37];                /* "" = none */
+};
+
+/* Call FN for each layer, the active one first.  Layers may be written and
+ * the chain changed meanwhile; what is told are the layers of one moment.
+ * FN returns 0, or -1 to stop.  Returns -1 if FN did, on error, reported, or
+ * with errno ESHUTDOWN, not reported. */
+typedef int (*nc_chain_layer_fn) (void *opaque,
+                                  const struct nc_chain_layer *layer);
+extern int nc_chain_each_layer (struct nc_chain *chain,
+                                nc_chain_layer_fn fn, void *opaque)
+  __attribute__ ((__nonnull__ (1, 2)));
+
 /* Which layer [offset, offset+count) of the disk comes from.
  * *layer: index, or -1 where no layer holds anything (zeros).
  * *run: bytes from OFFSET on that share the answer, at least 1, at most

@@ -159,6 +159,15 @@ nc_supervise_start (int fd, int (*stop) (void *opaque), void *opaque)
   return NULL;
 }
 
+int
+nc_supervise_quit (struct nc_supervise *supervise)
+{
+  if (say (supervise->fd, "quit") == 0)
+    return 0;
+  nc_error ("cannot ask nbdchain serve to end: %m");
+  return -1;
+}
+
 void
 nc_supervise_end (struct nc_supervise *supervise)
 {

@@ -12,6 +12,7 @@
  *                                      so that the process can also be asked
  *                                      to end
  *   server -> serve   "failed TEXT"    it is not, and why
+ *   server -> serve   "quit"           an operator wants all to end
  *
  * When serve goes away (end of file) the server stops by itself and exits.
  */
@@ -29,6 +30,11 @@ extern struct nc_supervise *nc_supervise_start (int fd,
                                                 int (*stop) (void *opaque),
                                                 void *opaque)
   __attribute__ ((__nonnull__ (2)));
+
+/* Ask serve to end, which makes it stop the server.  Returns at once; -1 on
+ * error, reported.  From any thread. */
+extern int nc_supervise_quit (struct nc_supervise *supervise)
+  __attribute__ ((__nonnull__ (1)));
 
 /* End the thread without calling STOP.  NULL is allowed. */
 extern void nc_supervise_end (struct nc_supervise *supervise);

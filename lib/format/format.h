@@ -81,7 +81,12 @@ struct nc_format {
    * request is under way or comes later. */
   int (*finish) (struct nc_layer *layer);
 
-  /* For people: fill in what is the format's in INFO. */
+  /* How many bytes of the disk the layer holds.  While others write it, too:
+   * then as many as at some moment, or nearly. */
+  int (*allocated) (struct nc_layer *layer, uint64_t *bytes);
+
+  /* For people: fill in what is the format's in INFO.  Not while others
+   * write the layer. */
   int (*info) (struct nc_layer *layer, struct nc_image_info *info);
 };
 

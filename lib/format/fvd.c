@@ -476,17 +476,28 @@ profile_info (struct fvd *f, struct nc_image_info *info)
 }
 
 static int
+fvd_allocated (struct nc_layer *layer, uint64_t *bytes)
+{
+  struct fvd *f = fvd_of (layer);
+  uint64_t blocks;
+
+  if (fvd_bits_count (f, &blocks) == -1)
+    return -1;
+  *bytes = nc_min64 (blocks << f->h.block_bits, f->h.size);
+  return 0;
+}
+
+static int
 fvd_info (struct nc_layer *layer, struct nc_image_info *info)
 {
   struct fvd *f = fvd_of (layer);
-  uint64_t blocks, records = 0;
+  uint64_t records = 0;
 
-  if (fvd_bits_count (f, &blocks) == -1)
+  if (fvd_allocated (layer, &info->allocated) == -1)
     return -1;
   if (!layer->writable && !(f->h.flags & FVD_CLEAN) &&
       fvd_journal_replay (f, count_record, &records) == -1)
     return -1;
-  info->allocated = nc_min64 (blocks << f->h.block_bits, f->h.size);
   info->version = FVD_VERSION;
   nc_uuid_format (&f->h.uuid, info->uuid);
   info->block_size = layer->block_size;
@@ -538,6 +549,7 @@ const struct nc_format nc_format_fvd = {
   .set_allocated = fvd_set_allocated,
   .flush = fvd_flush_layer,
   .finish = fvd_finish,
+  .allocated = fvd_allocated,
   .info = fvd_info,
 };
 

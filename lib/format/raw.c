@@ -96,11 +96,17 @@ raw_flush (struct nc_layer *layer)
 }
 
 static int
+raw_allocated (struct nc_layer *layer, uint64_t *bytes)
+{
+  *bytes = layer->size;
+  return 0;
+}
+
+static int
 raw_info (struct nc_layer *layer, struct nc_image_info *info)
 {
-  info->allocated = layer->size;
   info->clean = true;
-  return 0;
+  return raw_allocated (layer, &info->allocated);
 }
 
 const struct nc_format nc_format_raw = {
@@ -116,5 +122,6 @@ const struct nc_format nc_format_raw = {
   .set_allocated = raw_set_allocated,
   .flush = raw_flush,
   .finish = raw_flush,
+  .allocated = raw_allocated,
   .info = raw_info,
 };

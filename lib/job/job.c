@@ -20,6 +20,7 @@
 #include <assert.h>
 #include <errno.h>
 #include <pthread.h>
+#include <signal.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -508,6 +509,20 @@ new_job (struct nc_jobs *jobs, const char *id,
   return job;
 }
 
+/* Signals are for the threads of the host. */
+static int
+start_thread (struct nc_job *job)
+{
+  sigset_t all, before;
+  int err;
+
+  sigfillset (&all);
+  pthread_sigmask (SIG_SETMASK, &all, &before);
+  err = pthread_create (&job->thread, NULL, job_main, job);
+  pthread_sigmask (SIG_SETMASK, &before, NULL);
+  return err;
+}
+
 /* Put JOB at the end of the list, and let it run. */
 static int
 start_locked (struct nc_jobs *jobs, struct nc_job *job,
@@ -526,7 +541,7 @@ start_locked (struct nc_jobs *jobs, struct nc_job *job,
   if (n >= NC_JOBS_MAX)
     return refuse (EBUSY, why, "there are %u jobs, the most there can be: "
                    "dismiss some that are concluded", n);
-  err = pthread_create (&job->thread, NULL, job_main, job);
+  err = start_thread (job);
   if (err)
     return refuse (err, why, "job '%s': thread: %s", job->info.id,
                    strerror (err));

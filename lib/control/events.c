@@ -1,0 +1,76 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* Copyright (C) 2026 The nbdchain authors */
+
+/* What happens to jobs, in the words of QMP. */
+
+#include <config.h>
+
+#include "control/commands.h"
+
+#include "control/command.h"
+#include "job/job.h"
+
+static json_t *
+status_data (const struct nc_job_info *info)
+{
+  return json_pack ("{s:s, s:s}", "id", info->id, "status",
+                    nc_job_status_name (info->status));
+}
+
+/* What the events about the end of a job, and about its being ready, say. */
+static json_t *
+progress_data (const struct nc_job_info *info)
+{
+  json_t *data = json_pack ("{s:s, s:s, s:I, s:I, s:I}",
+                            "type", info->type, "device", info->id,
+                            "len", (json_int_t) info->len,
+                            "offset", (json_int_t) info->offset,
+                            "speed", (json_int_t) info->speed);
+
+  if (data && info->failed)
+    json_object_set_new (data, "error", nc_json_text (info->error));
+  return data;
+}
+
+static json_t *
+error_data (const struct nc_job_event *event)
+{
+  static const char *const actions[] = {
+    [NC_JOB_REPORT] = "report", [NC_JOB_IGNORE] = "ignore",
+    [NC_JOB_STOP] = "stop",
+  };
+
+  return json_pack ("{s:s, s:s, s:s}", "device", event->info->id,
+                    "operation",
+                    event->operation == NC_JOB_READ ? "read" : "write",
+                    "action", actions[event->action]);
+}
+
+void
+nc_control_job_event (void *control, const struct nc_job_event *event)
+{
+  const struct nc_job_info *info = event->info;
+
+  switch (event->kind) {
+  case NC_EVENT_STATUS:
+    nc_control_event (control, "JOB_STATUS_CHANGE", status_data (info));
+    break;
+  case NC_EVENT_READY:
+    nc_control_event (control, "BLOCK_JOB_READY", progress_data (info));
+    break;
+  case NC_EVENT_PENDING:
+    nc_control_event (control, "BLOCK_JOB_PENDING",
+                      json_pack ("{s:s, s:s}", "type", info->type,
+                                 "id", info->id));
+    break;
+  case NC_EVENT_COMPLETED:
+    nc_control_event (control, "BLOCK_JOB_COMPLETED", progress_data (info));
+    break;
+  case NC_EVENT_CANCELLED:
+    nc_control_event (control, "BLOCK_JOB_CANCELLED", progress_data (info));
+    break;
+  case NC_EVENT_ERROR:
+    nc_control_event (control, "BLOCK_JOB_ERROR", error_data (event));
+    break;
+  }
+}

@@ -1,0 +1,564 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* Copyright (C) 2026 The nbdchain authors */
+
+/* Tests of lib/control/qmp.c, commands.c and events.c: a real socket, and
+ * jobs that do what a test tells them. */
+
+#include <config.h>
+
+#include "control/qmp.h"
+
+#include <fcntl.h>
+#include <poll.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/un.h>
+
+#include "control/command.h"
+#include "job/job.h"
+#include "tap.h"
+
+static char path[64];
+static struct nc_jobs *jobs;
+static struct nc_control *control;
+static _Atomic (unsigned) quits;
+
+/* A job that waits for the end, or fails at once. */
+static int
+fake_run (struct nc_job *job, void *opaque)
+{
+  nc_job_set_len (job, 100);
+  nc_job_progress (job, 40);
+  nc_job_count (job, NC_COUNT_COPIED, 30);
+  nc_job_count (job, NC_COUNT_LOCAL, 6);
+  nc_job_count (job, NC_COUNT_ZERO, 4);
+  if (opaque) {
+    nc_job_error (job, NC_JOB_WRITE, ENOSPC);
+    nc_job_set_error (job, "disk full\xff");
+    return -1;
+  }
+  for (;;) {
+    if (nc_job_pause_point (job) == -1)
+      return -1;
+    if (nc_job_should_complete (job))
+      return 0;
+    if (nc_job_speed (job) == 7)
+      nc_job_ready (job);
+    nc_job_sleep (job, UINT64_C (3600000000000));
+  }
+}
+
+static const struct nc_job_type fake = { .name = "stream", .run = fake_run };
+
+static void
+quit (void *opaque)
+{
+  must (opaque == &quits, "quit");
+  quits++;
+}
+
+static json_t *
+echo (void *opaque, json_t *args, struct nc_command_error *error)
+{
+  (void) opaque;
+  (void) error;
+  return json_incref (args);
+}
+
+static const struct nc_arg echo_args[] = {
+  { .name = "text", .type = NC_ARG_STRING }, { 0 }
+};
+static const struct nc_command echo_command = { "x-echo", echo_args, echo };
+
+static void
+start_server (void)
+{
+  const struct nc_control_options opts = {
+    .jobs = jobs, .quit = quit, .opaque = &quits,
+  };
+
+  control = nc_control_open (path);
+  must (control && nc_control_add (control, &echo_command, NULL) == 0 &&
+        nc_control_start (control, &opts) == 0, "control");
+}
+
+/* Clients. */
+
+struct peer {
+  int fd;
+  FILE *in;
+  char *line;
+  size_t size;
+};
+
+static int
+dial (void)
+{
+  struct sockaddr_un addr = { .sun_family = AF_UNIX };
+  int fd = socket (AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+
+  strcpy (addr.sun_path, path);
+  must (fd >= 0 && connect (fd, (struct sockaddr *) &addr,
+                            sizeof addr) == 0, "connect");
+  return fd;
+}
+
+static void
+say (struct peer *p, const char *text)
+{
+  must (send (p->fd, text, strlen (text), MSG_NOSIGNAL) ==
+        (ssize_t) strlen (text), "send");
+}
+
+/* The next message; NULL at the end. */
+static json_t *
+hear (struct peer *p)
+{
+  ssize_t n = getline (&p->line, &p->size, p->in);
+
+  return n <= 0 ? NULL : json_loadb (p->line, n, 0, NULL);
+}
+
+/* Whether the next message has the text, as it is sent; "..." stands for
+ * anything. */
+static bool
+hears (struct peer *p, const char *expect)
+{
+  json_t *message = hear (p);
+  const char *at = message ? p->line : NULL;
+  const char *dots;
+
+  json_decref (message);
+  while (at && (dots = strstr (expect, "..."))) {
+    char part[1024];
+
+    snprintf (part, sizeof part, "%.*s", (int) (dots - expect), expect);
+    at = strstr (at, part);
+    if (at)
+      at += strlen (part);
+    expect = dots + 3;
+  }
+  if (at == NULL || strstr (at, expect) == NULL)
+    return note ("%s instead of %s", p->line ? p->line : "", expect);
+  return true;
+}
+
+/* Whether command NAME with ARGS has this reply; events may come before. */
+static bool
+does (struct peer *p, const char *name, const char *args, const char *expect)
+{
+  char text[1024];
+
+  snprintf (text, sizeof text, "{\"execute\":\"%s\",\"arguments\":{%s},"
+            "\"id\":\"%s\"}\n", name, args, name);
+  say (p, text);
+  for (;;) {
+    json_t *message = hear (p);
+    const bool is_event = json_object_get (message, "event") != NULL;
+
+    json_decref (message);
+    if (message == NULL)
+      return note ("hung up");
+    if (!is_event)
+      break;
+  }
+  return strstr (p->line, expect) != NULL ||
+    note ("%s: %s", name, p->line);
+}
+
+static struct peer
+greeted (void)
+{
+  struct peer p = { .fd = dial () };
+
+  p.in = fdopen (p.fd, "r");
+  must (p.in && hears (&p, "{\"QMP\":{\"version\":{\"qemu\":{...},"
+                       "\"package\":\"nbdchain ...\"},\"capabilities\":[]}}"),
+        "greeting");
+  return p;
+}
+
+static struct peer
+negotiated (void)
+{
+  struct peer p = greeted ();
+
+  must (does (&p, "qmp_capabilities", "", "{\"return\":{}"), "negotiation");
+  return p;
+}
+
+static void
+hang_up (struct peer *p)
+{
+  fclose (p->in);
+  free (p->line);
+}
+
+static int
+create (const char *id, bool fails, bool keep)
+{
+  char why[NC_JOB_TEXT];
+
+  return nc_job_create (jobs, id, &fake, &(struct nc_job_options) {
+      .device = "disk", .manual_dismiss = keep, .speed = 5,
+      .on_error = fails ? NC_ON_ERROR_ENOSPC : NC_ON_ERROR_REPORT,
+    }, fails ? &quits : NULL, why);
+}
+
+static void
+test_socket (void)
+{
+  struct stat st;
+  mode_t before = umask (0);
+  struct nc_control *other;
+  int fd;
+
+  start_server ();
+  umask (before);
+  ok (lstat (path, &st) == 0 && S_ISSOCK (st.st_mode) &&
+      (st.st_mode & 07777) == 0600, "the socket is the owner's alone");
+  tap_clear ();
+  other = nc_control_open (path);
+  ok (other == NULL && errno == EADDRINUSE && tap_errors == 1 &&
+      strstr (tap_error, "another server"),
+      "a socket that is served is not taken");
+  close (dial ());
+  nc_control_close (control);
+  ok (lstat (path, &st) == -1 && errno == ENOENT,
+      "the socket goes with the server");
+  nc_control_close (NULL);
+
+  fd = open (path, O_WRONLY | O_CREAT | O_CLOEXEC, 0600);
+  tap_clear ();
+  other = nc_control_open (path);
+  ok (fd >= 0 && close (fd) == 0 && other == NULL && errno == EEXIST &&
+      tap_errors == 1 && stat (path, &st) == 0, "a file is left alone");
+  must (unlink (path) == 0, "unlink");
+
+  control = nc_control_open (path);
+  must (control && rename (path, "old") == 0, "rename");
+  fd = open (path, O_WRONLY | O_CREAT | O_CLOEXEC, 0600);
+  nc_control_close (control);
+  ok (fd >= 0 && close (fd) == 0 && stat (path, &st) == 0,
+      "what somebody else put there stays");
+  /* Nobody listens at "old" any more. */
+  must (rename ("old", path) == 0, "rename");
+  start_server ();
+  close (dial ());
+  ok (true, "the socket of a server that died is replaced");
+}
+
+static void
+test_commands (void)
+{
+  struct peer p = negotiated ();
+
+  ok (does (&p, "x-echo", "\"text\":\"hey\"",
+            "{\"return\":{\"text\":\"hey\"},\"id\":\"x-echo\"}"),
+      "a command can be added");
+  ok (does (&p, "query-version", "", "\"package\":\"nbdchain "), "version");
+  ok (does (&p, "query-commands", "", "\"query-block-jobs\"") &&
+      strstr (p.line, "\"x-echo\"") && strstr (p.line, "qmp_capabilities"),
+      "commands");
+  ok (does (&p, "query-jobs", "", "{\"return\":[]") &&
+      does (&p, "query-block-jobs", "", "{\"return\":[]"), "no jobs");
+  ok (does (&p, "job-pause", "\"id\":\"x\"", "\"GenericError\"") &&
+      does (&p, "block-job-pause", "\"device\":\"x\"",
+            "\"DeviceNotActive\"") &&
+      does (&p, "block-job-cancel", "\"device\":\"x\",\"force\":true",
+            "\"DeviceNotActive\"") &&
+      does (&p, "block-job-set-speed", "\"device\":\"x\",\"speed\":1",
+            "\"DeviceNotActive\"") &&
+      does (&p, "block-job-dismiss", "\"id\":\"x\"", "\"DeviceNotActive\"") &&
+      does (&p, "job-dismiss", "\"id\":\"x\"", "\"GenericError\""),
+      "jobs that are not there");
+  ok (does (&p, "quit", "", "{\"return\":{}") && quits == 1, "quit");
+  hang_up (&p);
+}
+
+static void
+test_life (void)
+{
+  struct peer p = negotiated (), watcher = negotiated ();
+  struct peer deaf = greeted ();
+
+  must (create (NULL, false, true) == 0, "create");
+  ok (hears (&watcher, "{\"timestamp\":{\"seconds\":...,\"microseconds\":...}"
+             ",\"event\":\"JOB_STATUS_CHANGE\",\"data\":{\"id\":\"disk\","
+             "\"status\":\"created\"}}") &&
+      hears (&watcher, "\"running\""), "events are sent to all");
+  do
+    must (does (&p, "query-jobs", "", "{"), "jobs");
+  while (strstr (p.line, "\"x-zero\":4") == NULL);
+  ok (strstr (p.line, "{\"return\":[{\"id\":\"disk\",\"type\":\"stream\","
+              "\"status\":\"running\",\"current-progress\":40,"
+              "\"total-progress\":100,") &&
+      strstr (p.line, "\"x-copied\":30") && strstr (p.line, "\"x-local\":6") &&
+      strstr (p.line, "\"x-on-error\":\"report\"") &&
+      strstr (p.line, "\"error\"") == NULL, "query-jobs");
+  ok (does (&p, "query-block-jobs", "", "{\"return\":[{\"type\":\"stream\","
+            "\"device\":\"disk\",\"len\":100,\"offset\":40,\"busy\":true,"
+            "\"paused\":false,\"speed\":5,\"io-status\":\"ok\","
+            "\"ready\":false,\"status\":\"running\",\"auto-finalize\":true,"
+            "\"auto-dismiss\":false,"), "query-block-jobs");
+  ok (does (&p, "block-job-pause", "\"device\":\"disk\"", "\"return\"") &&
+      hears (&watcher, "\"paused\"") &&
+      does (&p, "job-pause", "\"id\":\"disk\"", "already paused") &&
+      does (&p, "job-resume", "\"id\":\"disk\"", "\"return\"") &&
+      hears (&watcher, "\"running\"") &&
+      does (&p, "block-job-resume", "\"device\":\"disk\"", "GenericError") &&
+      does (&p, "job-complete", "\"id\":\"disk\"", "cannot complete"),
+      "pause and resume, under both names");
+  ok (does (&p, "block-job-set-speed", "\"device\":\"disk\",\"speed\":-1",
+            "GenericError") &&
+      does (&p, "block-job-set-speed", "\"device\":\"disk\",\"speed\":7",
+            "\"return\"") && hears (&watcher, "\"ready\"") &&
+      hears (&watcher, "\"event\":\"BLOCK_JOB_READY\",\"data\":{\"type\":"
+             "\"stream\",\"device\":\"disk\",\"len\":100,\"offset\":100,"
+             "\"speed\":7}"), "set-speed, and a job that gets ready");
+  ok (does (&p, "job-complete", "\"id\":\"disk\"", "\"return\"") &&
+      hears (&watcher, "\"waiting\"") && hears (&watcher, "\"pending\"") &&
+      hears (&watcher, "BLOCK_JOB_COMPLETED") &&
+      hears (&watcher, "\"concluded\"") &&
+      does (&p, "job-dismiss", "\"id\":\"disk\"", "\"return\"") &&
+      hears (&watcher, "\"null\""), "complete and dismiss");
+
+  must (create ("bad", true, true) == 0, "create");
+  ok (hears (&watcher, "created") && hears (&watcher, "running") &&
+      hears (&watcher, "\"event\":\"BLOCK_JOB_ERROR\",\"data\":{\"device\":"
+             "\"bad\",\"operation\":\"write\",\"action\":\"stop\"}") &&
+      hears (&watcher, "aborting") &&
+      hears (&watcher, "BLOCK_JOB_COMPLETED...\"error\":\"disk full"),
+      "an error is an event");
+  ok (does (&p, "query-block-jobs", "", "\"error\":\"disk full") &&
+      strstr (p.line, "\"io-status\":\"nospace\"") &&
+      does (&p, "block-job-dismiss", "\"id\":\"bad\"", "\"return\""),
+      "and can be looked at afterwards");
+  must (create ("c", false, false) == 0, "create");
+  do
+    must (hears (&watcher, "{"), "event");
+  while (strstr (watcher.line, "running") == NULL);
+  do
+    must (does (&p, "query-jobs", "", "{"), "jobs");
+  while (strstr (p.line, "\"current-progress\":40") == NULL);
+  ok (does (&p, "block-job-cancel", "\"device\":\"c\"", "\"return\"") &&
+      hears (&watcher, "aborting") &&
+      hears (&watcher, "BLOCK_JOB_CANCELLED...\"offset\":40"), "cancel");
+  say (&deaf, "{\"execute\":\"qmp_capabilities\"}");
+  ok (hears (&deaf, "{\"return\":{}}"),
+      "who has not negotiated gets no events");
+  hang_up (&p);
+  hang_up (&watcher);
+  hang_up (&deaf);
+}
+
+/* Whether the server hangs up on P after whatever it sends. */
+static bool
+is_hung_up (struct peer *p)
+{
+  char text[4096];
+  ssize_t n;
+
+  do
+    n = recv (p->fd, text, sizeof text, 0);
+  while (n > 0);
+  return n == 0 || errno == ECONNRESET;
+}
+
+static void
+test_slow (void)
+{
+  struct peer slow = negotiated (), p = negotiated ();
+  const unsigned long room = NC_CONTROL_QUEUE;
+  char text[2000];
+  int size = 4096;
+  unsigned n = 0;
+
+  setsockopt (slow.fd, SOL_SOCKET, SO_RCVBUF, &size, sizeof size);
+  memset (text, 'x', sizeof text - 1);
+  text[sizeof text - 1] = '\0';
+  tap_clear ();
+  while (tap_errors == 0 && n < 100000) {
+    nc_control_event (control, "X_TEST", json_pack ("{s:s}", "x", text));
+    must (hears (&p, "X_TEST"), "event");
+    n++;
+  }
+  ok (n * sizeof text > room / 2 && n * sizeof text < 4 * room &&
+      strstr (tap_error, "does not read"),
+      "a client that does not read its events is dropped");
+  ok (is_hung_up (&slow) && does (&p, "query-version", "", "return"),
+      "and nobody else");
+  hang_up (&slow);
+
+  /* Replies are not even made. */
+  slow = negotiated ();
+  setsockopt (slow.fd, SOL_SOCKET, SO_SNDBUF, &size, sizeof size);
+  for (n = 0; n < 100000; n++) {
+    struct pollfd fds = { .fd = slow.fd, .events = POLLOUT };
+    static const char command[] = "{\"execute\":\"query-commands\"}\n";
+
+    if (poll (&fds, 1, 200) == 0 ||
+        send (slow.fd, command, strlen (command),
+              MSG_NOSIGNAL | MSG_DONTWAIT) <= 0)
+      break;
+  }
+  ok (n < 100000 && does (&p, "query-version", "", "return"),
+      "from a client that does not read no more commands are taken");
+  n = 0;
+  while (n < 5 && hears (&slow, "query-jobs"))
+    n++;
+  ok (n == 5, "until it does");
+  hang_up (&slow);
+  hang_up (&p);
+}
+
+static void
+test_many (void)
+{
+  struct peer p[NC_CONTROL_CLIENTS];
+  struct peer more;
+  unsigned n = 0;
+
+  /* Clients of earlier tests may still be going. */
+  while (n < NC_CONTROL_CLIENTS) {
+    struct peer q = { .fd = dial () };
+    json_t *message;
+
+    q.in = fdopen (q.fd, "r");
+    message = hear (&q);
+    if (json_object_get (message, "QMP"))
+      p[n++] = q;
+    else
+      hang_up (&q);
+    json_decref (message);
+  }
+  more.fd = dial ();
+  more = (struct peer) { .fd = more.fd, .in = fdopen (more.fd, "r") };
+  ok (hears (&more, "GenericError") && is_hung_up (&more),
+      "there is a limit to the number of clients");
+  hang_up (&more);
+  for (unsigned i = 0; i < n; i++)
+    must (does (&p[i], "qmp_capabilities", "", "return"), "all are served");
+  hang_up (&p[0]);
+  for (;;) {
+    json_t *message;
+    bool good;
+
+    more = (struct peer) { .fd = dial () };
+    more.in = fdopen (more.fd, "r");
+    message = hear (&more);
+    good = json_object_get (message, "QMP") != NULL;
+    json_decref (message);
+    hang_up (&more);
+    if (good)
+      break;
+  }
+  ok (true, "who goes makes room");
+  for (unsigned i = 1; i < n; i++)
+    hang_up (&p[i]);
+}
+
+/* Clients who do anything while events are sent. */
+static _Atomic (bool) over;
+
+static void *
+noise (void *arg)
+{
+  uint64_t seed = (uintptr_t) arg;
+  static const char *const texts[] = {
+    "{\"execute\":\"qmp_capabilities\"}", "{\"execute\":\"query-jobs\"}",
+    "x\n", "{\"execute\":", "\"query-block-jobs\"}", "{}", "[[[", "\n", "}",
+    "{\"execute\":\"job-cancel\",\"arguments\":{\"id\":\"disk\"}}",
+  };
+
+  while (!over) {
+    const int fd = dial ();
+    char in[512];
+
+    for (uint64_t n = rnd_below (&seed, 40); n > 0; n--) {
+      const char *text = texts[rnd_below (&seed, 10)];
+
+      send (fd, text, strlen (text), MSG_NOSIGNAL | MSG_DONTWAIT);
+      if (rnd_below (&seed, 3) == 0)
+        recv (fd, in, sizeof in, MSG_DONTWAIT);
+    }
+    close (fd);
+  }
+  return NULL;
+}
+
+static void
+test_storm (uint64_t seed)
+{
+  pthread_t t[4];
+  struct peer p = greeted ();
+
+  for (unsigned i = 0; i < 4; i++)
+    must (pthread_create (&t[i], NULL, noise,
+                          (void *) (uintptr_t) (seed + i)) == 0, "thread");
+  for (unsigned i = 0; i < 300; i++) {
+    create (NULL, false, false);
+    nc_control_event (control, "X_TEST", json_object ());
+    usleep (500);
+  }
+  over = true;
+  for (unsigned i = 0; i < 4; i++)
+    pthread_join (t[i], NULL);
+  ok (does (&p, "qmp_capabilities", "", "return") &&
+      does (&p, "query-jobs", "", "return"),
+      "a client is served while others do anything");
+  hang_up (&p);
+}
+
+static void
+test_stop (void)
+{
+  struct peer p = negotiated (), q = greeted ();
+
+  create ("last", false, false);
+  nc_jobs_stop (jobs);
+  nc_control_stop (control);
+  nc_control_stop (control);
+  ok (is_hung_up (&p) && is_hung_up (&q), "stop hangs up on everybody");
+  nc_control_close (control);
+  nc_jobs_free (jobs);
+  hang_up (&p);
+  hang_up (&q);
+}
+
+static void
+test_paths (void)
+{
+  char dir[] = "/tmp/nbdchain-control.XXXXXX";
+  char name[200];
+
+  must (mkdtemp (dir) && chdir (dir) == 0, "directory");
+  snprintf (path, sizeof path, "%s/qmp", dir);
+  tap_clear ();
+  memset (name, 'x', sizeof name - 1);
+  name[sizeof name - 1] = '\0';
+  ok (nc_control_open (name) == NULL && errno == EINVAL &&
+      nc_control_open ("") == NULL && errno == EINVAL &&
+      nc_control_open ("no/such/dir") == NULL && errno == ENOENT &&
+      tap_errors == 3, "a path that cannot be is refused");
+}
+
+int
+main (void)
+{
+  const uint64_t seed = tap_start (120);
+
+  jobs = nc_jobs_new ();
+  must (jobs != NULL, "jobs");
+  test_paths ();
+  test_socket ();
+  test_commands ();
+  test_life ();
+  test_slow ();
+  test_many ();
+  test_storm (seed);
+  test_stop ();
+  *strrchr (path, '/') = '\0';
+  must (chdir ("/") == 0 && rmdir (path) == 0, "nothing is left");
+  return tap_done ();
+}
