@@ -25,6 +25,8 @@
 #include <nbdkit-plugin.h>
 
 #include "chain.h"
+#include "control/qmp.h"
+#include "job/job.h"
 #include "ref.h"
 #include "report.h"
 #include "scope.h"
@@ -44,6 +46,7 @@ static struct {
   char *enlarge;
   struct nc_allow *allow;
   char *tls_certificates, *tls_psk, *tls_username;      /* for remotes */
+  char *control;                /* path of the control socket; NULL: none */
   unsigned retry, max_waiting, max_connections;
   enum detect_zeroes detect_zeroes;
   int follow, read_only;
@@ -58,6 +61,8 @@ static struct {
 static struct nc_chain *chain;
 static _Atomic (int) n_clients;
 static struct nc_supervise *supervise;
+static struct nc_jobs *jobs;
+static struct nc_control *control;
 
 static void
 to_nbdkit (enum nc_report_level level, const char *fmt, va_list args)
@@ -81,12 +86,24 @@ chain_load (void)
   config.allow = nc_allow_new ();
 }
 
+/* Nothing moves data, and nobody can ask for it, before the chain stops. */
+static int
+stop_all (void)
+{
+  if (jobs)
+    nc_jobs_stop (jobs);
+  if (control)
+    nc_control_stop (control);
+  return chain ? nc_chain_stop (chain) : 0;
+}
+
 static void
 chain_unload (void)
 {
   nc_supervise_end (supervise);
-  if (chain)
-    nc_chain_stop (chain);
+  stop_all ();
+  nc_control_close (control);
+  nc_jobs_free (jobs);
   nc_chain_close (chain);
   nc_allow_free (config.allow);
   free (config.image);
@@ -96,6 +113,7 @@ chain_unload (void)
   free (config.tls_certificates);
   free (config.tls_psk);
   free (config.tls_username);
+  free (config.control);
 }
 
 /* Options. */
@@ -194,6 +212,8 @@ chain_config (const char *key, const char *value)
     return nbdkit_parse_unsigned (key, value, &config.max_connections);
   if (strcmp (key, "detect-zeroes") == 0)
     return config_detect_zeroes (value);
+  if (strcmp (key, "control") == 0)
+    return config_path (key, value, &config.control);
   if (strcmp (key, "follow") == 0)
     return config_bool (value, &config.follow);
   if (strcmp (key, "read-only") == 0)
@@ -253,6 +273,8 @@ chain_config_complete (void)
   "read-only=<BOOL>      Open the image for reading only (default: false, but\n" \
   "                      true where it cannot be written).  nbdkit -r alone\n" \
   "                      only keeps clients from writing.\n" \
+  "control=<SOCKET>      Answer to QMP on a Unix socket of this name\n" \
+  "                      (default: none).\n" \
   "keeper=<FD>, memory=<FD>\n" \
   "                      Used by \"nbdchain serve\".\n"
 
@@ -290,15 +312,44 @@ chain_get_ready (void)
     .follow = config.follow,
   };
 
-  chain = nc_chain_open (&opts);
+  /* Only to see that it can be made, while the user sees an error: nbdkit
+   * may yet become another user, whose socket it must be. */
+  if (config.control) {
+    control = nc_control_open (config.control);
+    if (control == NULL)
+      return -1;
+    nc_control_close (control);
+    control = NULL;
+  }
+  jobs = nc_jobs_new ();
+  chain = jobs ? nc_chain_open (&opts) : NULL;
   return chain ? 0 : -1;
 }
 
 static int
 stop (void *opaque __attribute__ ((__unused__)))
 {
-  return nc_chain_stop (chain) == -1 && !nc_chain_is_durable (chain)
-    ? -1 : n_clients;
+  return stop_all () == -1 && !nc_chain_is_durable (chain) ? -1 : n_clients;
+}
+
+/* The operator wants the server to end. */
+static void
+quit (void *opaque __attribute__ ((__unused__)))
+{
+  if (supervise)
+    nc_supervise_quit (supervise);
+  else
+    nbdkit_shutdown ();
+}
+
+static int
+start_control (void)
+{
+  const struct nc_control_options opts = {
+    .chain = chain, .jobs = jobs, .quit = quit,
+  };
+
+  return nc_control_start (control, &opts);
 }
 
 static int
@@ -306,12 +357,19 @@ chain_after_fork (void)
 {
   if (nc_chain_start (chain) == -1)
     return -1;
+  /* There before serve says that it is ready, and answered once there is
+   * whom to ask for the end. */
+  if (config.control) {
+    control = nc_control_open (config.control);
+    if (control == NULL)
+      return -1;
+  }
   if (config.keeper_fd >= 0) {
     supervise = nc_supervise_start (config.keeper_fd, stop, NULL);
     if (supervise == NULL)
       return -1;
   }
-  return 0;
+  return control ? start_control () : 0;
 }
 
 /* Exports. */

@@ -65,14 +65,16 @@ print(eval(sys.argv[2]))' "$output" "$1"
 
 @test "help is on stdout, and names every command" {
   run -0 --separate-stderr "$NBDCHAIN" --help
-  for command in create info map check snapshot resize rebase amend serve; do
+  for command in create info map check compare snapshot resize rebase amend \
+                 serve jobs pause resume cancel complete set-speed; do
     [[ $output == *"  $command "* ]]
   done
   [ -z "$stderr" ]
 }
 
 @test "every command has its own help" {
-  for command in create info map check snapshot resize rebase amend serve; do
+  for command in create info map check compare snapshot resize rebase amend \
+                 serve jobs pause resume cancel complete set-speed; do
     run -0 --separate-stderr "$NBDCHAIN" "$command" --help
     [[ $output == "nbdchain $command: "* ]]
     [ -z "$stderr" ]
@@ -103,7 +105,8 @@ print(eval(sys.argv[2]))' "$output" "$1"
 }
 
 @test "an unknown option and missing or superfluous arguments are wrong usage" {
-  for command in create info map check snapshot resize rebase amend serve; do
+  for command in create info map check compare snapshot resize rebase amend \
+                 serve jobs pause resume cancel complete set-speed; do
     run -2 "$NBDCHAIN" "$command" --frobnicate
     [[ $output == *"--frobnicate"*"Try 'nbdchain $command --help'."* ]]
     run -2 "$NBDCHAIN" "$command"

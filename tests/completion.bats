@@ -22,7 +22,7 @@ printf "%s\n" "${COMPREPLY[@]}"' bash "$completion" "$@"
 
 commands ()
 {
-  nbdchain --help | sed -n '/^Commands:/,/^$/s/^  \([a-z]*\) .*/\1/p'
+  nbdchain --help | sed -n '/^Commands:/,/^$/s/^  \([a-z-]*\) .*/\1/p'
 }
 
 @test "the subcommands are offered" {
@@ -30,7 +30,7 @@ commands ()
   { commands; echo --help; echo --version; } | sort >want
   grep -qx compare want
   diff -u want have
-  [ "$(offered nbdchain comp)" = compare ]
+  [ "$(offered nbdchain compa)" = compare ]
 }
 
 @test "the options of each subcommand are offered" {
@@ -96,7 +96,7 @@ def send(text):
 expect("ready> ")
 send(". '%s'\r" % sys.argv[1])
 expect("ready> ")
-send("nbdchain comp\t")
+send("nbdchain compa\t")
 expect("compare ")
 send("-F r\t")
 expect("-F raw ")

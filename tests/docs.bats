@@ -128,7 +128,8 @@ run_examples ()
 }
 
 @test "help and man page of nbdchain name the same options" {
-  for command in create info map check compare snapshot resize rebase amend serve; do
+  for command in create info map check compare snapshot resize rebase amend \
+                 serve jobs pause resume cancel complete set-speed; do
     "$NBDCHAIN" "$command" --help | help_options >help
     section "$cli_pod" "nbdchain $command" | pod_options >pod
     [ -s help ]
@@ -138,8 +139,8 @@ run_examples ()
 
 @test "help and man page of nbdchain name the same commands" {
   "$NBDCHAIN" --help |
-    sed -n '/^Commands:/,/^$/s/^  \([a-z]*\) .*/\1/p' | sort >help
-  sed -n 's/^=head1 nbdchain \([a-z]*\)$/\1/p' "$cli_pod" | sort >pod
+    sed -n '/^Commands:/,/^$/s/^  \([a-z-]*\) .*/\1/p' | sort >help
+  sed -n 's/^=head1 nbdchain \([a-z-]*\)$/\1/p' "$cli_pod" | sort >pod
   [ -s help ]
   diff -u help pod
 }
@@ -236,7 +237,7 @@ run_examples ()
 @test "the man page shows the usage that help shows" {
   local command usage
   for command in $("$NBDCHAIN" --help |
-                   sed -n '/^Commands:/,/^$/s/^  \([a-z]*\) .*/\1/p'); do
+                   sed -n '/^Commands:/,/^$/s/^  \([a-z-]*\) .*/\1/p'); do
     usage=$(section "$cli_pod" "nbdchain $command" | sed -n '3s/^ //p')
     "$NBDCHAIN" "$command" --help | grep -F "$usage"
   done

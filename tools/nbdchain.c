@@ -37,6 +37,12 @@ static const struct command commands[] = {
   { "rebase", rebase_main, "give an image another backing, or none" },
   { "amend", amend_main, "change what an image says of prefetching" },
   { "serve", serve_main, "serve the disk to NBD clients" },
+  { "jobs", jobs_main, "list what a server moves in the background" },
+  { "pause", pause_main, "let a job wait" },
+  { "resume", resume_main, "let a job that waits go on" },
+  { "cancel", cancel_main, "end a job before it is done" },
+  { "complete", complete_main, "let a job that is ready take effect" },
+  { "set-speed", set_speed_main, "limit the rate of a job" },
 };
 #define N_COMMANDS (sizeof commands / sizeof commands[0])
 

@@ -14,6 +14,7 @@
 #include <sys/ioctl.h>
 #include <unistd.h>
 
+#include "control/command.h"
 #include "report.h"
 #include "scope.h"
 #include "text.h"
@@ -141,27 +142,7 @@ terminal_colour (void)
 json_t *
 json_text (const char *text)
 {
-  static const char replacement[] = "\xef\xbf\xbd";
-  NC_FREE char *copy = NULL;
-  json_t *json;
-  char *to;
-
-  if (text == NULL)
-    return json_null ();
-  json = json_string (text);
-  if (json != NULL)
-    return json;
-
-  copy = malloc (strlen (replacement) * strlen (text) + 1);
-  if (copy == NULL)
-    return NULL;
-  for (to = copy; *text != '\0'; text++)
-    if ((unsigned char) *text < 0x80)
-      *to++ = *text;
-    else
-      to = stpcpy (to, replacement);
-  *to = '\0';
-  return json_string (copy);
+  return nc_json_text (text);
 }
 
 int

@@ -88,6 +88,8 @@ static const char help[] =
   "                           full\n"
   "\n"
   "How:\n"
+  "      --control SOCKET     answer to QMP on this Unix socket: see \"nbdchain\n"
+  "                           jobs\", and docs/control.md\n"
   "      --threads N          requests of a connection that are served at a\n"
   "                           time, from 2 to 4096 (default 160)\n"
   "      --max-connections N  connections at a time, up to 65536 (default 128;\n"
@@ -103,14 +105,15 @@ static const char help[] =
 
 enum {
   OPT_ALLOW = 256, OPT_BASE, OPT_RETRY, OPT_THREADS, OPT_DETECT_ZEROES,
-  OPT_ENLARGE, OPT_MAX_CONNECTIONS,  OPT_JSON, OPT_SOCKET_MODE, OPT_TLS, OPT_TLS_CERTIFICATES, OPT_TLS_PSK,
-  OPT_TLS_VERIFY_PEER,
+  OPT_ENLARGE, OPT_MAX_CONNECTIONS, OPT_CONTROL, OPT_JSON, OPT_SOCKET_MODE,
+  OPT_TLS, OPT_TLS_CERTIFICATES, OPT_TLS_PSK, OPT_TLS_VERIFY_PEER,
 };
 
 static const char short_options[] = "U:p:i:rh";
 static const struct option options[] = {
   { "allow", required_argument, NULL, OPT_ALLOW },
   { "base", required_argument, NULL, OPT_BASE },
+  { "control", required_argument, NULL, OPT_CONTROL },
   { "detect-zeroes", required_argument, NULL, OPT_DETECT_ZEROES },
   { "enlarge", required_argument, NULL, OPT_ENLARGE },
   { "help", no_argument, NULL, 'h' },
@@ -271,6 +274,9 @@ parse_option (struct serve *serve, int c, const char *value)
     return 0;
   case OPT_DETECT_ZEROES:
     return parse_detect_zeroes (serve, value);
+  case OPT_CONTROL:
+    add_arg (&serve->parameters, "control=%s", value);
+    return 0;
   case OPT_THREADS:
     return parse_number ("--threads", value, 2, THREADS_MAX,
                          &serve->threads);

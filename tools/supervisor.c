@@ -275,6 +275,8 @@ handle_message (struct supervisor *s, const char *text)
     s->options->ready (s->options->opaque, s->pid, !s->ever_ready);
     s->ever_ready = true;
   }
+  else if (strcmp (text, "quit") == 0)
+    begin_stop (s);
   else if (strcmp (text, "stopped") == 0 && s->stopping) {
     s->verdict = DURABLE;
     kill_nbdkit (s);

@@ -3,7 +3,8 @@
 
 /* What the subcommands of nbdchain share.
  *
- * A subcommand NAME is one file with one function, NAME_main.  It is called
+ * A subcommand NAME is one file with one function, NAME_main (jobs.c has
+ * several that are nearly the same).  It is called
  * with argv[0] = "nbdchain NAME", so that getopt_long's own messages name
  * it, and returns an exit code.  Errors go out by nc_error, which prints
  * "nbdchain: ..." on stderr; what the library reported is not said again.
@@ -37,6 +38,12 @@ extern int rebase_main (int argc, char *argv[]);
 extern int amend_main (int argc, char *argv[]);
 extern int serve_main (int argc, char *argv[]);
 extern int compare_main (int argc, char *argv[]);
+extern int jobs_main (int argc, char *argv[]);
+extern int pause_main (int argc, char *argv[]);
+extern int resume_main (int argc, char *argv[]);
+extern int cancel_main (int argc, char *argv[]);
+extern int complete_main (int argc, char *argv[]);
+extern int set_speed_main (int argc, char *argv[]);
 
 /* options.c */
 

@@ -1,0 +1,281 @@
+#!/usr/bin/env bats
+# SPDX-License-Identifier: BSD-3-Clause
+# Copyright (C) 2026 The nbdchain authors
+#
+# The control socket of a server: who may come, what is answered, and that no
+# client can harm another or the disk.
+# shellcheck disable=SC2034,SC2154      # common.bash sets and uses these
+# shellcheck disable=SC2016,SC2153      # for other shells; env.bash sets it
+
+load common
+
+qmp=$top_srcdir/tests/peers/qmp.py
+
+# serve_chain: top.fvd on base.raw, with the control socket qmp.
+serve_chain ()
+{
+  truncate -s 64M base.raw
+  make_overlay top.fvd base.raw
+  serve top.fvd --control qmp
+}
+
+# ask COMMAND...: print a reply a line.
+ask ()
+{
+  printf '%s\n' "$@" | "$qmp" script qmp
+}
+
+# member EXPRESSION: the value that it has for the JSON D on stdin.
+member ()
+{
+  /usr/bin/python3 -c 'import json, sys
+D = json.loads(sys.stdin.read())
+print(eval(sys.argv[1]))' "$1"
+}
+
+@test "the socket is the owner's alone, and goes with the server" {
+  serve_chain
+  [ "$(stat -c '%F %a' qmp)" = "socket 600" ]
+  stop "$pid"
+  [ ! -e qmp ]
+}
+
+@test "another user is refused, even if the socket lets it in" {
+  [ "$(id -u)" -eq 0 ] || skip "needs root, to become another user"
+  serve_chain
+  chmod 711 . ..
+  local dir=$PWD
+  while [ "$dir" != / ]; do
+    chmod o+x "$dir"
+    dir=$(dirname "$dir")
+  done
+  [ "$("$qmp" as-user 65534 "$PWD/qmp")" = "permission denied" ]
+  chmod 666 qmp
+  run -0 "$qmp" as-user 65534 "$PWD/qmp"
+  [[ $output == *GenericError*"only the user"* ]]
+  grep -q "user 65534 is refused" serve.err
+  ask '{"execute": "query-version"}' | grep -q nbdchain
+}
+
+@test "a socket in use, a file and a bad path are refused with a message" {
+  serve_chain
+  cp top.fvd other.fvd
+  first=$pid
+  run -1 "$NBDCHAIN" serve other.fvd -U other.sock --control qmp
+  [[ $output == *"another server is using it"* ]]
+  ask '{"execute": "query-jobs"}' | grep -q return
+  run -1 "$NBDCHAIN" serve other.fvd -U other.sock --control top.fvd
+  [[ $output == *"is no socket"* ]]
+  run -1 "$NBDCHAIN" serve other.fvd -U other.sock --control no/dir/qmp
+  [[ $output == *"No such file or directory"* ]]
+  run -1 "$NBDCHAIN" serve other.fvd -U other.sock \
+    --control "$(printf '%0200d' 0)"
+  [[ $output == *"1 to 107 bytes"* ]]
+  is_gone "$first" && return 1
+  [ -S qmp ]
+}
+
+@test "it is there again after nbdkit was killed" {
+  serve_chain
+  nbdkit=$(pgrep -P "$pid")
+  kill -KILL "$nbdkit"
+  answers ()
+  {
+    ask '{"execute": "query-version"}' 2>/dev/null | grep -q nbdchain
+  }
+  wait_for 20 answers
+  [ "$(pgrep -P "$pid")" != "$nbdkit" ]
+}
+
+@test "quit ends nbdchain serve, with everything durable" {
+  serve_chain
+  qemu-io -f raw -c 'write -P 7 0 64k' "$uri"
+  [ "$(ask '{"execute": "quit"}')" = '{"return": {}}' ]
+  wait_for 20 is_gone "$pid"
+  wait "$pid"
+  [ ! -e qmp ]
+  "$NBDCHAIN" check top.fvd
+  [ "$("$NBDCHAIN" info --json top.fvd | member 'D["fvd"]["clean"]')" = True ]
+}
+
+@test "quit ends a plain nbdkit" {
+  truncate -s 1M base.raw
+  make_overlay top.fvd base.raw
+  export LD_LIBRARY_PATH=$top_builddir/lib/.libs
+  start nbdkit env LD_PRELOAD="$NBDCHAIN_PRELOAD" "$NBDKIT" -f -U plain.sock \
+    "$NBDCHAIN_PLUGIN" top.fvd control=qmp
+  wait_for 20 test -S qmp
+  [ "$(ask '{"execute": "quit"}')" = '{"return": {}}' ]
+  since=$SECONDS
+  wait_for 20 ends "$pid"
+  [ ! -e qmp ] || [ -n "${hung-}" ]
+}
+
+@test "the layers are listed as they are" {
+  serve_chain
+  qemu-io -f raw -c 'write -P 7 0 64k' -c flush "$uri"
+  ask '{"execute": "query-named-block-nodes"}' >nodes
+  [ "$(member '[n["node-name"] for n in D["return"]]' <nodes)" = \
+    "['top.fvd', 'base.raw']" ]
+  [ "$(member '[n["drv"] for n in D["return"]]' <nodes)" = "['fvd', 'raw']" ]
+  [ "$(member '[n["ro"] for n in D["return"]]' <nodes)" = "[False, True]" ]
+  [ "$(member '[n["x-depth"] for n in D["return"]]' <nodes)" = "[0, 1]" ]
+  [ "$(member '[n["x-allocated"] for n in D["return"]]' <nodes)" = \
+    "[65536, 67108864]" ]
+  [ "$(member 'D["return"][0]["file"]' <nodes)" = "$PWD/top.fvd" ]
+  [ "$(member 'D["return"][0]["backing_file"]' <nodes)" = "$PWD/base.raw" ]
+  [ "$(member '[n["image"]["virtual-size"] for n in D["return"]]' <nodes)" = \
+    "[67108864, 67108864]" ]
+  [ "$(member 'D["return"][0]["x-uuid"]' <nodes)" = \
+    "$("$NBDCHAIN" info --json top.fvd | member 'D["fvd"]["uuid"]')" ]
+}
+
+@test "the layers can be listed while a guest writes" {
+  serve_chain
+  start asking bash -c 'while ! [ -e enough ]; do
+      printf "{\"execute\": \"query-named-block-nodes\"}\n%.0s" {1..20}
+    done | "$1" script qmp' bash "$qmp"
+  asking=$pid
+  for ((i = 0; i < 20; i++)); do
+    qemu-io -f raw -c "write -P $i ${i}M 1M" -c flush "$uri" >/dev/null
+  done
+  touch enough
+  wait "$asking"
+  [ "$(wc -l <asking.out)" -ge 20 ]
+  run ! grep -v '"return"' asking.out
+}
+
+@test "a chain and a storage daemon of QEMU answer in the same shapes" {
+  serve_chain
+  truncate -s 64M qemu.raw
+  start qsd qemu-storage-daemon --blockdev \
+    file,node-name=disk,filename=qemu.raw \
+    --chardev socket,path=qsd.sock,id=c,server=on,wait=off --monitor chardev=c
+  wait_for 20 test -S qsd.sock
+  cat >commands <<'END'
+{"execute": "query-version"}
+{"execute": "query-version", "id": {"a": [1, "x", null]}}
+{"execute": "query-version", "arguments": {}}
+{"execute": "query-jobs", "id": 0}
+{"execute": "query-block-jobs"}
+{"execute": "query-commands"}
+{"execute": "qmp_capabilities"}
+{"execute": "no-such-command", "id": "x"}
+{"execute": ""}
+{"execute": 5}
+{"execute": null}
+{"arguments": {}}
+{}
+[1]
+{"execute": "query-jobs", "more": 1}
+{"execute": "query-jobs", "arguments": []}
+{"execute": "query-jobs", "arguments": {"x": 1}}
+{"execute": "query-jobs", "id": 1 "x"}
+{"execute": "job-pause"}
+{"execute": "job-pause", "arguments": {"id": 3}}
+{"execute": "job-pause", "arguments": {"id": "x", "y": 1}}
+{"execute": "job-pause", "arguments": {"id": "x"}}
+{"execute": "job-resume", "arguments": {"id": "x"}}
+{"execute": "job-cancel", "arguments": {"id": "x"}}
+{"execute": "job-complete", "arguments": {"id": "x"}}
+{"execute": "job-finalize", "arguments": {"id": "x"}}
+{"execute": "job-dismiss", "arguments": {"id": "x"}}
+{"execute": "block-job-pause", "arguments": {"device": "x"}}
+{"execute": "block-job-pause", "arguments": {"id": "x"}}
+{"execute": "block-job-resume", "arguments": {"device": "x"}}
+{"execute": "block-job-complete", "arguments": {"device": "x"}}
+{"execute": "block-job-cancel", "arguments": {"device": "x"}}
+{"execute": "block-job-cancel", "arguments": {"device": "x", "force": true}}
+{"execute": "block-job-cancel", "arguments": {"device": "x", "force": 1}}
+{"execute": "block-job-finalize", "arguments": {"id": "x"}}
+{"execute": "block-job-dismiss", "arguments": {"id": "x"}}
+{"execute": "block-job-set-speed", "arguments": {"device": "x", "speed": 1}}
+{"execute": "block-job-set-speed", "arguments": {"device": "x"}}
+{"execute": "block-job-set-speed", "arguments": {"device": "x", "speed": 1.5}}
+{"execute": "block-job-set-speed", "arguments": {"device": "x", "speed": "1"}}
+{"execute": "quit", "arguments": {"x": 1}}
+END
+  "$qmp" shapes qsd.sock <commands >theirs
+  "$qmp" shapes qmp <commands >ours
+  [ "$(wc -l <ours)" -eq "$(wc -l <commands)" ]
+  diff -u theirs ours
+}
+
+@test "what QEMU always says of a node is said of a layer" {
+  serve_chain
+  truncate -s 64M qemu.raw
+  start qsd qemu-storage-daemon --blockdev \
+    file,node-name=disk,filename=qemu.raw \
+    --chardev socket,path=qsd.sock,id=c,server=on,wait=off --monitor chardev=c
+  wait_for 20 test -S qsd.sock
+  command='{"execute": "query-named-block-nodes"}'
+  "$qmp" script qsd.sock <<<"$command" >theirs
+  "$qmp" script qmp <<<"$command" >ours
+  # dirty-flag is optional, and of file locking in QEMU.
+  /usr/bin/python3 - <<'END'
+import json
+def flat(node, at=""):
+    for key, value in node.items():
+        if isinstance(value, dict):
+            yield from flat(value, at + key + ".")
+        else:
+            yield at + key, type(value).__name__
+theirs = dict(flat(json.load(open("theirs"))["return"][0]))
+ours = dict(flat(json.load(open("ours"))["return"][0]))
+del theirs["image.dirty-flag"]
+missing = {k: v for k, v in theirs.items() if ours.get(k) != v}
+assert not missing, missing
+END
+}
+
+@test "every command is in docs/control.md, and the other way round" {
+  serve_chain
+  ask '{"execute": "query-commands"}' |
+    member '"\n".join(c["name"] for c in D["return"])' | sort >have
+  sed -n '/^## Commands/,/^## /s/^| \(`.*`\) |.*|.*|$/\1/p' \
+    "$top_srcdir/docs/control.md" | cut -d'|' -f1 |
+    grep -oE '`[a-z_-]+`' | tr -d '`' | grep -v '^x-' | sort >documented
+  diff -u documented have
+}
+
+@test "a hostile client harms nobody" {
+  serve_chain
+  for what in garbage huge deep half pipelined flood crowd too_many hasty; do
+    echo "$what"
+    "$qmp" hostile qmp "$what"
+  done
+  qemu-io -f raw -c 'write -P 7 0 64k' -c 'read -P 7 0 64k' "$uri"
+  nbdkit=$(pgrep -P "$pid")
+  # All of them are gone again.
+  no_clients ()
+  {
+    [ "$(ss -xH | grep -cF "$PWD/qmp")" -eq 0 ]
+  }
+  wait_for 20 no_clients
+  [ "$(pgrep -P "$pid")" = "$nbdkit" ]
+}
+
+@test "jobs and verbs of nbdchain say what they find" {
+  serve_chain
+  run -0 "$NBDCHAIN" jobs qmp
+  [ "$output" = "No jobs" ]
+  run -0 "$NBDCHAIN" jobs --json qmp
+  [ "$output" = "[]" ]
+  for verb in pause resume cancel complete; do
+    run -1 "$NBDCHAIN" "$verb" qmp disk
+    [ "$output" = "nbdchain: qmp: job 'disk' not found" ]
+  done
+  run -1 "$NBDCHAIN" set-speed qmp disk 20M
+  [ "$output" = "nbdchain: qmp: job 'disk' not found" ]
+  run -1 "$NBDCHAIN" cancel --force qmp disk
+  run -2 "$NBDCHAIN" set-speed qmp disk fast
+  [[ $output == *"RATE: 'fast' is not a size"* ]]
+  run -2 "$NBDCHAIN" pause qmp
+  [[ $output == *"the control SOCKET and the JOB"* ]]
+  run -2 "$NBDCHAIN" jobs
+  run -2 "$NBDCHAIN" pause --force qmp disk
+  run -1 "$NBDCHAIN" jobs no.qmp
+  [[ $output == *"nbdchain serve --control"* ]]
+  run -1 "$NBDCHAIN" jobs serve.sock
+  [[ $output == *"no QMP server"* ]]
+}

@@ -1,0 +1,376 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* Copyright (C) 2026 The nbdchain authors */
+
+/* "nbdchain jobs", and the verbs that steer a job, which differ in their
+ * arguments alone. */
+
+#include <config.h>
+
+#include "tools.h"
+
+#include <getopt.h>
+#include <inttypes.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "qmp.h"
+#include "report.h"
+
+static const char jobs_help[] =
+  "nbdchain jobs: list what a server moves in the background\n"
+  "\n"
+  "Usage: nbdchain jobs [OPTIONS] SOCKET\n"
+  "\n"
+  "SOCKET is the one that the server was started with: nbdchain serve\n"
+  "--control SOCKET.\n"
+  "\n"
+  "      --json   print them as JSON: what query-jobs returns, see\n"
+  "               docs/control.md\n"
+  "  -h, --help   show this\n"
+  "\n"
+  "Example:\n"
+  "  nbdchain jobs /run/vm.qmp\n";
+
+/* What one of the verbs is called, does and takes. */
+struct verb {
+  const char *help;
+  const char *command, *key;    /* of QMP, and how it calls the job */
+  bool has_speed, has_force;
+};
+
+#define VERB_OPTIONS \
+  "      --json   print the job as JSON, as \"jobs\" does\n" \
+  "  -h, --help   show this\n" \
+  "\n" \
+  "Example:\n"
+
+static const struct verb pause_verb = {
+  .help =
+  "nbdchain pause: let a job wait\n"
+  "\n"
+  "Usage: nbdchain pause [OPTIONS] SOCKET JOB\n"
+  "\n"
+  "It moves nothing until \"resume\".  \"nbdchain jobs SOCKET\" lists the jobs.\n"
+  "\n"
+  VERB_OPTIONS
+  "  nbdchain pause /run/vm.qmp disk\n",
+  .command = "job-pause", .key = "id",
+};
+
+static const struct verb resume_verb = {
+  .help =
+  "nbdchain resume: let a job that waits go on\n"
+  "\n"
+  "Usage: nbdchain resume [OPTIONS] SOCKET JOB\n"
+  "\n"
+  "After an error on which it stopped, it tries again.\n"
+  "\n"
+  VERB_OPTIONS
+  "  nbdchain resume /run/vm.qmp disk\n",
+  .command = "job-resume", .key = "id",
+};
+
+static const struct verb cancel_verb = {
+  .help =
+  "nbdchain cancel: end a job before it is done\n"
+  "\n"
+  "Usage: nbdchain cancel [OPTIONS] SOCKET JOB\n"
+  "\n"
+  "What it has done stays.\n"
+  "\n"
+  "      --force  do not let a job that is ready end in its own way\n"
+  VERB_OPTIONS
+  "  nbdchain cancel /run/vm.qmp disk\n",
+  .command = "block-job-cancel", .key = "device", .has_force = true,
+};
+
+static const struct verb complete_verb = {
+  .help =
+  "nbdchain complete: let a job that is ready take effect\n"
+  "\n"
+  "Usage: nbdchain complete [OPTIONS] SOCKET JOB\n"
+  "\n"
+  "Only for a job whose status is \"ready\".\n"
+  "\n"
+  VERB_OPTIONS
+  "  nbdchain complete /run/vm.qmp disk\n",
+  .command = "job-complete", .key = "id",
+};
+
+static const struct verb set_speed_verb = {
+  .help =
+  "nbdchain set-speed: limit the rate of a job\n"
+  "\n"
+  "Usage: nbdchain set-speed [OPTIONS] SOCKET JOB RATE\n"
+  "\n"
+  "RATE is in bytes a second: a number, or one and K, M or G (powers of\n"
+  "1024); 0 is no limit.  It holds at once.\n"
+  "\n"
+  VERB_OPTIONS
+  "  nbdchain set-speed /run/vm.qmp disk 20M\n",
+  .command = "block-job-set-speed", .key = "device", .has_speed = true,
+};
+
+enum { OPT_JSON = 256, OPT_FORCE };
+
+static const struct option plain_options[] = {
+  { "json", no_argument, NULL, OPT_JSON },
+  { "help", no_argument, NULL, 'h' },
+  { NULL, 0, NULL, 0 }
+};
+
+static const struct option force_options[] = {
+  { "json", no_argument, NULL, OPT_JSON },
+  { "help", no_argument, NULL, 'h' },
+  { "force", no_argument, NULL, OPT_FORCE },
+  { NULL, 0, NULL, 0 }
+};
+
+/* Printing. */
+
+static uint64_t
+number_of (json_t *job, const char *key)
+{
+  return (uint64_t) json_integer_value (json_object_get (job, key));
+}
+
+static const char *
+string_of (json_t *job, const char *key)
+{
+  const char *text = json_string_value (json_object_get (job, key));
+
+  return text ? text : "";
+}
+
+static void
+print_rate (const char *label, uint64_t rate)
+{
+  char size[SIZE_TEXT];
+
+  print_label (1, label);
+  printf ("%s/s\n", size_text (rate, size));
+}
+
+static void
+print_time_left (uint64_t seconds)
+{
+  print_label (1, "Time left");
+  if (seconds >= 3600)
+    printf ("%" PRIu64 " h %" PRIu64 " min\n", seconds / 3600,
+            seconds / 60 % 60);
+  else if (seconds >= 60)
+    printf ("%" PRIu64 " min %" PRIu64 " s\n", seconds / 60, seconds % 60);
+  else
+    printf ("%" PRIu64 " s\n", seconds);
+}
+
+static void
+print_sizes (json_t *job)
+{
+  char a[SIZE_TEXT], b[SIZE_TEXT], percent[PERCENT_TEXT];
+  const uint64_t done = number_of (job, "current-progress");
+  const uint64_t all = number_of (job, "total-progress");
+
+  print_label (1, "Progress");
+  printf ("%s of %s (%s)\n", size_text (done, a), size_text (all, b),
+          percent_text (done, all, percent));
+  print_label (1, "Copied");
+  printf ("%s", size_text (number_of (job, "x-copied"), a));
+  printf (", local already %s", size_text (number_of (job, "x-local"), a));
+  printf (", zero %s\n", size_text (number_of (job, "x-zero"), a));
+}
+
+static void
+print_job (json_t *job)
+{
+  json_t *left = json_object_get (job, "x-time-left");
+
+  print_text (stdout, string_of (job, "id"));
+  printf (": ");
+  print_text (stdout, string_of (job, "type"));
+  printf (", ");
+  print_text (stdout, string_of (job, "status"));
+  printf ("\n");
+  print_sizes (job);
+  print_rate ("Rate", number_of (job, "x-rate"));
+  if (number_of (job, "x-speed") > 0)
+    print_rate ("Limit", number_of (job, "x-speed"));
+  print_label (1, "Slowed by");
+  print_text (stdout, string_of (job, "x-limit"));
+  printf ("\n");
+  if (left)
+    print_time_left ((uint64_t) json_integer_value (left));
+  if (*string_of (job, "error")) {
+    print_label (1, "Error");
+    print_text (stdout, string_of (job, "error"));
+    printf ("\n");
+  }
+}
+
+static int
+print_jobs (json_t *jobs, bool json)
+{
+  size_t i;
+  json_t *job;
+
+  if (json)
+    return print_json (json_incref (jobs));
+  if (json_array_size (jobs) == 0)
+    printf ("No jobs\n");
+  json_array_foreach (jobs, i, job)
+    print_job (job);
+  return EXIT_DONE;
+}
+
+/* The job ID of JOBS, with its own reference; NULL if it has gone. */
+static json_t *
+find_job (json_t *jobs, const char *id)
+{
+  size_t i;
+  json_t *job;
+
+  json_array_foreach (jobs, i, job)
+    if (strcmp (string_of (job, "id"), id) == 0)
+      return json_incref (job);
+  return NULL;
+}
+
+/* Running. */
+
+static int
+list_jobs (const char *path, bool json)
+{
+  struct qmp *qmp = qmp_open (path);
+  json_t *jobs = qmp ? qmp_execute (qmp, "query-jobs", NULL) : NULL;
+  const int status = jobs ? print_jobs (jobs, json) : EXIT_FAILED;
+
+  json_decref (jobs);
+  qmp_close (qmp);
+  return status;
+}
+
+/* The job after the verb, as JSON; null if it is gone. */
+static int
+print_after (struct qmp *qmp, const char *id)
+{
+  json_t *jobs = qmp_execute (qmp, "query-jobs", NULL);
+  json_t *job;
+
+  if (jobs == NULL)
+    return EXIT_FAILED;
+  job = find_job (jobs, id);
+  json_decref (jobs);
+  return print_json (job ? job : json_null ());
+}
+
+static int
+run_verb (const struct verb *verb, char *words[], uint64_t speed, bool force,
+          bool json)
+{
+  json_t *args = json_pack ("{s:o}", verb->key, json_text (words[1]));
+  struct qmp *qmp = qmp_open (words[0]);
+  json_t *value;
+  int status = EXIT_FAILED;
+
+  if (verb->has_speed)
+    json_object_set_new (args, "speed", json_integer ((json_int_t) speed));
+  if (force)
+    json_object_set_new (args, "force", json_true ());
+  if (qmp == NULL) {
+    json_decref (args);
+    return EXIT_FAILED;
+  }
+  value = qmp_execute (qmp, verb->command, args);
+  if (value)
+    status = json ? print_after (qmp, words[1]) : EXIT_DONE;
+  json_decref (value);
+  qmp_close (qmp);
+  return status;
+}
+
+static int
+verb_main (const struct verb *verb, int argc, char *argv[])
+{
+  const int n = verb->has_speed ? 3 : 2;
+  bool json = false, force = false;
+  uint64_t speed = 0;
+  int c;
+
+  while ((c = getopt_long (argc, argv, "h", verb->has_force ? force_options :
+                           plain_options, NULL)) != -1)
+    switch (c) {
+    case OPT_JSON:
+      json = true;
+      break;
+    case OPT_FORCE:
+      force = true;
+      break;
+    case 'h':
+      fputs (verb->help, stdout);
+      return EXIT_DONE;
+    default:
+      return usage_error (argv[0]);
+    }
+  if (argc - optind != n) {
+    nc_error ("give the control SOCKET%s the JOB%s",
+              n == 2 ? " and" : ",", n == 2 ? "" : " and the RATE");
+    return usage_error (argv[0]);
+  }
+  if (verb->has_speed && parse_size ("RATE", argv[optind + 2], &speed) == -1)
+    return usage_error (argv[0]);
+  return run_verb (verb, argv + optind, speed, force, json);
+}
+
+int
+jobs_main (int argc, char *argv[])
+{
+  bool json = false;
+  int c;
+
+  while ((c = getopt_long (argc, argv, "h", plain_options, NULL)) != -1)
+    switch (c) {
+    case OPT_JSON:
+      json = true;
+      break;
+    case 'h':
+      fputs (jobs_help, stdout);
+      return EXIT_DONE;
+    default:
+      return usage_error (argv[0]);
+    }
+  if (argc - optind != 1) {
+    nc_error ("give the control SOCKET of a server");
+    return usage_error (argv[0]);
+  }
+  return list_jobs (argv[optind], json);
+}
+
+int
+pause_main (int argc, char *argv[])
+{
+  return verb_main (&pause_verb, argc, argv);
+}
+
+int
+resume_main (int argc, char *argv[])
+{
+  return verb_main (&resume_verb, argc, argv);
+}
+
+int
+cancel_main (int argc, char *argv[])
+{
+  return verb_main (&cancel_verb, argc, argv);
+}
+
+int
+complete_main (int argc, char *argv[])
+{
+  return verb_main (&complete_verb, argc, argv);
+}
+
+int
+set_speed_main (int argc, char *argv[])
+{
+  return verb_main (&set_speed_verb, argc, argv);
+}

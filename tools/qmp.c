@@ -1,0 +1,230 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* Copyright (C) 2026 The nbdchain authors */
+
+/* A client of a server's control socket: one command at a time.  A server
+ * that does not answer is given up after a while. */
+
+#include <config.h>
+
+#include "qmp.h"
+
+#include <errno.h>
+#include <stdbool.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/un.h>
+#include <unistd.h>
+
+#include "report.h"
+#include "scope.h"
+
+#define PATIENCE 60             /* seconds */
+
+struct qmp {
+  const char *path;             /* not owned; for messages */
+  int fd;
+  FILE *in;                     /* a duplicate of fd */
+  char *line;
+  size_t size;
+};
+
+static int
+connect_to (struct qmp *qmp)
+{
+  struct sockaddr_un addr = { .sun_family = AF_UNIX };
+  const struct timeval patience = { .tv_sec = PATIENCE };
+  int fd;
+
+  if (strlen (qmp->path) >= sizeof addr.sun_path) {
+    nc_error ("%s: the path of a socket has at most %zu bytes", qmp->path,
+              sizeof addr.sun_path - 1);
+    return -1;
+  }
+  strcpy (addr.sun_path, qmp->path);
+  qmp->fd = socket (AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+  if (qmp->fd == -1 ||
+      setsockopt (qmp->fd, SOL_SOCKET, SO_RCVTIMEO, &patience,
+                  sizeof patience) == -1 ||
+      setsockopt (qmp->fd, SOL_SOCKET, SO_SNDTIMEO, &patience,
+                  sizeof patience) == -1 ||
+      connect (qmp->fd, (struct sockaddr *) &addr, sizeof addr) == -1) {
+    nc_error ("%s: %m%s", qmp->path, errno == ECONNREFUSED ?
+              ": no server is using it any more" : errno == ENOENT ?
+              ": give the socket that a server was started with "
+              "(nbdchain serve --control)" : "");
+    return -1;
+  }
+  fd = dup (qmp->fd);
+  qmp->in = fd == -1 ? NULL : fdopen (fd, "r");
+  if (qmp->in == NULL) {
+    nc_error ("%s: %m", qmp->path);
+    if (fd >= 0)
+      close (fd);
+    return -1;
+  }
+  return 0;
+}
+
+static void
+report_silence (const struct qmp *qmp)
+{
+  if (errno == EAGAIN || errno == EWOULDBLOCK)
+    nc_error ("%s: no answer within %d seconds", qmp->path, PATIENCE);
+  else
+    nc_error ("%s: the server has hung up%s%s", qmp->path,
+              errno ? ": " : "", errno ? strerror (errno) : "");
+}
+
+/* A message begins with a brace.  What does not is told at once: a server of
+ * another kind may never end its line. */
+static bool
+begins (struct qmp *qmp)
+{
+  const int c = getc (qmp->in);
+
+  if (c == EOF) {
+    report_silence (qmp);
+    return false;
+  }
+  if (c != '{') {
+    nc_error ("%s: what answers is no QMP server: give the socket of "
+              "nbdchain serve --control", qmp->path);
+    return false;
+  }
+  ungetc (c, qmp->in);
+  return true;
+}
+
+/* The next message, a new reference; NULL, reported. */
+static json_t *
+receive (struct qmp *qmp)
+{
+  json_t *message;
+  ssize_t n;
+
+  errno = 0;
+  if (!begins (qmp))
+    return NULL;
+  n = getline (&qmp->line, &qmp->size, qmp->in);
+  if (n == -1) {
+    report_silence (qmp);
+    return NULL;
+  }
+  message = json_loadb (qmp->line, n, 0, NULL);
+  if (!json_is_object (message)) {
+    nc_error ("%s: the server's answer is no JSON", qmp->path);
+    json_decref (message);
+    return NULL;
+  }
+  return message;
+}
+
+static int
+send_all (struct qmp *qmp, const char *text)
+{
+  size_t left = strlen (text);
+
+  while (left > 0) {
+    const ssize_t n = send (qmp->fd, text, left, MSG_NOSIGNAL);
+
+    if (n == -1 && errno == EINTR)
+      continue;
+    if (n == -1) {
+      nc_error ("%s: %m", qmp->path);
+      return -1;
+    }
+    text += n;
+    left -= n;
+  }
+  return 0;
+}
+
+/* Report the error in REPLY. */
+static void
+report (const struct qmp *qmp, json_t *reply)
+{
+  const char *desc =
+    json_string_value (json_object_get (json_object_get (reply, "error"),
+                                        "desc"));
+
+  nc_error ("%s: %s", qmp->path, desc ? desc :
+            "the server's answer makes no sense");
+}
+
+json_t *
+qmp_execute (struct qmp *qmp, const char *command, json_t *arguments)
+{
+  json_t *request = json_pack ("{s:s, s:o}", "execute", command, "arguments",
+                               arguments ? arguments : json_object ());
+  NC_FREE char *text = request ? json_dumps (request, JSON_COMPACT) : NULL;
+  json_t *reply, *value;
+
+  json_decref (request);
+  if (text == NULL) {
+    nc_error ("out of memory");
+    return NULL;
+  }
+  if (send_all (qmp, text) == -1 || send_all (qmp, "\n") == -1)
+    return NULL;
+  for (;;) {
+    reply = receive (qmp);
+    if (reply == NULL)
+      return NULL;
+    if (json_object_get (reply, "event") == NULL)
+      break;
+    json_decref (reply);
+  }
+  value = json_incref (json_object_get (reply, "return"));
+  if (value == NULL)
+    report (qmp, reply);
+  json_decref (reply);
+  return value;
+}
+
+static int
+negotiate (struct qmp *qmp)
+{
+  json_t *message = receive (qmp);
+  const bool good = json_object_get (message, "QMP") != NULL;
+
+  if (message && !good)
+    report (qmp, message);
+  json_decref (message);
+  if (!good)
+    return -1;
+  message = qmp_execute (qmp, "qmp_capabilities", NULL);
+  json_decref (message);
+  return message ? 0 : -1;
+}
+
+struct qmp *
+qmp_open (const char *path)
+{
+  struct qmp *qmp = calloc (1, sizeof *qmp);
+
+  if (qmp == NULL) {
+    nc_error ("out of memory");
+    return NULL;
+  }
+  qmp->path = path;
+  qmp->fd = -1;
+  if (connect_to (qmp) == 0 && negotiate (qmp) == 0)
+    return qmp;
+  qmp_close (qmp);
+  return NULL;
+}
+
+void
+qmp_close (struct qmp *qmp)
+{
+  if (qmp == NULL)
+    return;
+  if (qmp->in)
+    fclose (qmp->in);
+  if (qmp->fd >= 0)
+    close (qmp->fd);
+  free (qmp->line);
+  free (qmp);
+}
