@@ -23,6 +23,8 @@ struct nc_chain {
   bool writable;
   unsigned retry;               /* seconds; 0 = for ever */
 
+  pthread_mutex_t pivot_lock;   /* one pivot at a time, and none while a
+                                   layer is described; held across I/O */
   pthread_mutex_t stop_lock;    /* held by who stops; guards stopped and
                                    stop_errno */
   bool stopped;
@@ -36,6 +38,7 @@ struct nc_chain {
 struct nc_export {
   struct nc_chain *chain;
   struct nc_layer *layer;       /* whose export it is; NULL: the disk's */
+  struct nc_view *view;         /* that has the layer, pinned; NULL */
   uint64_t size;
   uint32_t block_size;
   bool writable;
@@ -50,5 +53,17 @@ extern struct nc_dev *nc_chain_open_data (void *opaque,
                                           const struct nc_layer *layer,
                                           const char *ref)
   __attribute__ ((__nonnull__ (1, 2, 3)));
+
+/* request.c: the index in VIEW of the layer called NAME, which is not the
+ * top; how many there are for NULL.  Returns -1 with errno ENOENT, reported.
+ */
+extern int nc_view_find_base (const struct nc_view *view, const char *name,
+                              size_t *i)
+  __attribute__ ((__nonnull__ (1, 3)));
+
+/* nc_export_missing for who is in VIEW. */
+extern int nc_view_missing (struct nc_export *export, struct nc_view *view,
+                            size_t base, struct nc_extents *missing)
+  __attribute__ ((__nonnull__ (1, 2, 4)));
 
 #endif /* NC_CHAIN_INTERNAL_H */

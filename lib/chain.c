@@ -551,6 +551,7 @@ nc_chain_open (const struct nc_chain_options *opts)
   if (nc_views_init (&chain->views) == -1)
     goto fail;
   pthread_mutex_init (&chain->stop_lock, NULL);
+  pthread_mutex_init (&chain->pivot_lock, NULL);
   nc_claims_init (&chain->claims);
   if (nc_views_publish (&chain->views, b.layers, b.n, chain->writable) == -1)
     goto fail_layers;
@@ -559,6 +560,7 @@ nc_chain_open (const struct nc_chain_options *opts)
  fail_layers:
   nc_claims_fini (&chain->claims);
   pthread_mutex_destroy (&chain->stop_lock);
+  pthread_mutex_destroy (&chain->pivot_lock);
   nc_views_fini (&chain->views);
  fail:
   for (size_t i = 0; i < b.n; ++i)
@@ -582,38 +584,46 @@ nc_chain_start (struct nc_chain *chain)
   return 0;
 }
 
+static void
+stop_layer (struct nc_layer *layer)
+{
+  if (layer->dev->ops->stop)
+    layer->dev->ops->stop (layer->dev);
+}
+
 /* Close the active layer in order; or, if there is no room for that, see that
  * all of it is durable.  Returns 0 or an errno. */
 static int
-finish_layer (struct nc_chain *chain, struct nc_layer *layer)
+finish (struct nc_chain *chain)
 {
+  struct nc_layer *active;
   int err;
 
-  if (layer->format->finish (layer) == 0)
+  if (!chain->writable)
+    return 0;
+  /* Who pivots has left the view, but may still need what it knows. */
+  NC_LOCKED (&chain->pivot_lock);
+  active = chain->views.current->layers[0];
+  if (active->format->finish (active) == 0)
     return 0;
   err = errno;
-  chain->is_durable = layer->format->flush (layer) == 0;
+  chain->is_durable = active->format->flush (active) == 0;
   if (chain->is_durable)
     nc_error ("%s: not closed in order: %s; all of it is durable, and the "
-              "next start goes on from there", layer->path, strerror (err));
+              "next start goes on from there", active->path, strerror (err));
   return err;
 }
 
 int
 nc_chain_stop (struct nc_chain *chain)
 {
-  const struct nc_view *view = chain->views.current;
-
   NC_LOCKED (&chain->stop_lock);
   if (!chain->stopped) {
     chain->stopped = true;
     chain->views.stopping = true;
-    for (size_t i = 0; i < view->n; ++i)
-      if (view->layers[i]->dev->ops->stop)
-        view->layers[i]->dev->ops->stop (view->layers[i]->dev);
+    nc_views_each_layer (&chain->views, stop_layer);
     nc_views_stop (&chain->views);
-    if (chain->writable)
-      chain->stop_errno = finish_layer (chain, view->layers[0]);
+    chain->stop_errno = finish (chain);
   }
   errno = chain->stop_errno;
   return errno ? -1 : 0;
@@ -633,6 +643,7 @@ nc_chain_close (struct nc_chain *chain)
   nc_views_fini (&chain->views);
   nc_claims_fini (&chain->claims);
   pthread_mutex_destroy (&chain->stop_lock);
+  pthread_mutex_destroy (&chain->pivot_lock);
   free (chain);
 }
 
@@ -651,26 +662,54 @@ nc_chain_is_writable (const struct nc_chain *chain)
 size_t
 nc_chain_n_layers (struct nc_chain *chain)
 {
-  const struct nc_view *view = chain->views.current;
+  struct nc_view *view = nc_view_pin (&chain->views);
+  const size_t n = view->n;
 
-  return view->n;
+  nc_view_unpin (&chain->views, view);
+  return n;
+}
+
+/* Layer I, with a view that has it pinned in *PIN; NULL with errno ENOENT if
+ * a pivot has left fewer, not reported. */
+static struct nc_layer *
+pin_layer (struct nc_chain *chain, size_t i, struct nc_view **pin)
+{
+  *pin = nc_view_pin (&chain->views);
+  if (i < (*pin)->n)
+    return (*pin)->layers[i];
+  nc_view_unpin (&chain->views, *pin);
+  errno = ENOENT;
+  return NULL;
 }
 
 const char *
 nc_chain_layer_name (struct nc_chain *chain, size_t i)
 {
-  const struct nc_view *view = chain->views.current;
+  struct nc_view *pin;
+  const struct nc_layer *layer = pin_layer (chain, i, &pin);
 
-  return view->layers[i]->name;
+  if (layer == NULL)
+    return NULL;
+  nc_view_unpin (&chain->views, pin);
+  return layer->name;           /* there until the chain is closed */
 }
 
 int
 nc_chain_layer_info (struct nc_chain *chain, size_t i,
                      struct nc_image_info *info)
 {
-  const struct nc_view *view = chain->views.current;
+  struct nc_view *pin;
+  struct nc_layer *layer = pin_layer (chain, i, &pin);
+  int r;
 
-  return nc_layer_info (view->layers[i], info);
+  if (layer == NULL)
+    return -1;
+  {
+    NC_LOCKED (&chain->pivot_lock);
+    r = nc_layer_info (layer, info);
+  }
+  nc_view_unpin (&chain->views, pin);
+  return r;
 }
 
 /* Storage of the file of DEV, in bytes. */
@@ -762,22 +801,22 @@ int
 nc_chain_layer_walk (struct nc_chain *chain, size_t i, nc_holding_fn fn,
                      void *opaque)
 {
-  const struct nc_view *view = chain->views.current;
-  struct nc_layer *layer = view->layers[i];
+  struct nc_view *pin;
+  struct nc_layer *layer = pin_layer (chain, i, &pin);
   struct holding h = { layer, fn, opaque };
+  int r = 0;
 
-  if (layer->size == 0)
-    return 0;
-  return layer->format->walk (layer, 0, layer->size, walk_allocated, &h);
+  if (layer == NULL)
+    return -1;
+  if (layer->size > 0)
+    r = layer->format->walk (layer, 0, layer->size, walk_allocated, &h);
+  nc_view_unpin (&chain->views, pin);
+  return r;
 }
 
-bool
-nc_chain_is_same_layer (struct nc_chain *a, size_t i, struct nc_chain *b,
-                        size_t k)
+static bool
+is_same (const struct nc_layer *x, const struct nc_layer *y)
 {
-  const struct nc_view *view_a = a->views.current;
-  const struct nc_view *view_b = b->views.current;
-  const struct nc_layer *x = view_a->layers[i], *y = view_b->layers[k];
   enum nc_ref_kind kind;
   dev_t dev, dev2;
   ino_t ino, ino2;
@@ -792,10 +831,24 @@ nc_chain_is_same_layer (struct nc_chain *a, size_t i, struct nc_chain *b,
     nc_ref_kind (x->path, &kind) == 0 && kind == NC_REF_URI;
 }
 
+bool
+nc_chain_is_same_layer (struct nc_chain *a, size_t i, struct nc_chain *b,
+                        size_t k)
+{
+  struct nc_view *view_a = nc_view_pin (&a->views);
+  struct nc_view *view_b = nc_view_pin (&b->views);
+  const bool same = i < view_a->n && k < view_b->n &&
+    is_same (view_a->layers[i], view_b->layers[k]);
+
+  nc_view_unpin (&a->views, view_a);
+  nc_view_unpin (&b->views, view_b);
+  return same;
+}
+
 void
 nc_chain_stats (struct nc_chain *chain, struct nc_chain_stats *stats)
 {
-  const struct nc_view *view = chain->views.current;
+  struct nc_view *view = nc_view_pin (&chain->views);
 
   *stats = (struct nc_chain_stats) {
     .waits = chain->waits,
@@ -806,6 +859,7 @@ nc_chain_stats (struct nc_chain *chain, struct nc_chain_stats *stats)
 
     stats->map_bytes += map ? nc_map_memory (map) : 0;
   }
+  nc_view_unpin (&chain->views, view);
 }
 
 /* Exports. */
@@ -814,8 +868,8 @@ struct nc_export *
 nc_export_open (struct nc_chain *chain, const char *name,
                 unsigned max_waiting)
 {
-  const struct nc_view *view = chain->views.current;
-  const struct nc_layer *layer = view->layers[0];
+  struct nc_view *view = nc_view_pin (&chain->views);
+  struct nc_layer *layer = view->layers[0];
   struct nc_export *export;
   bool disk = *name == '\0' || strcmp (name, "disk") == 0;
 
@@ -826,27 +880,38 @@ nc_export_open (struct nc_chain *chain, const char *name,
     nc_error ("export '%s' does not exist; there are \"\" (the disk) and "
               "the layers below it by name", name);
     errno = ENOENT;
-    return NULL;
+    goto fail;
   }
 
   export = calloc (1, sizeof *export);
   if (export == NULL) {
     nc_error ("export '%s': %m", name);
-    return NULL;
+    goto fail;
   }
   export->chain = chain;
-  export->layer = disk ? NULL : (struct nc_layer *) layer;
+  if (!disk) {
+    export->layer = layer;
+    export->view = view;
+  }
   export->size = layer->size;
   export->block_size = layer->block_size;
   export->writable = disk && chain->writable;
   export->max_waiting = max_waiting;
   nc_uuid_format (&layer->uuid, export->uuid);
+  if (disk)
+    nc_view_unpin (&chain->views, view);
   return export;
+
+ fail:
+  nc_view_unpin (&chain->views, view);
+  return NULL;
 }
 
 void
 nc_export_close (struct nc_export *export)
 {
+  if (export && export->view)
+    nc_view_unpin (&export->chain->views, export->view);
   free (export);
 }
 

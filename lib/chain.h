@@ -22,6 +22,7 @@ struct nc_chain;
 struct nc_export;
 struct nc_image_info;
 struct nc_tls;
+struct nc_view;
 
 struct nc_chain_options {
   const char *image;            /* path of the top image */
@@ -89,7 +90,10 @@ extern bool nc_chain_is_writable (const struct nc_chain *chain)
 
 /* Layers: 0 is the top.  The name is the base name of its file or the
  * reference of a remote, made unique within the chain ("base.raw",
- * "base.raw.2"); below the top it is also the name of its export. */
+ * "base.raw.2"); below the top it is also the name of its export.
+ * A pivot can change how many there are at any time: for one that is not
+ * there (any more) the functions return NULL or -1 with errno ENOENT, not
+ * reported.  A name stays valid until the chain is closed. */
 extern size_t nc_chain_n_layers (struct nc_chain *chain)
   __attribute__ ((__nonnull__ (1)));
 extern const char *nc_chain_layer_name (struct nc_chain *chain, size_t i)
@@ -163,6 +167,9 @@ extern void nc_chain_stats (struct nc_chain *chain,
  * below it, read-only, as the disk was then.  One a client connection.
  * max_waiting: how many of its requests may wait for a remote at a time;
  * more fail at once (0 = no limit).
+ * That of a layer which a pivot drops goes on until it is closed, and keeps
+ * the layers open that the chain had when it was opened.
+ * All are closed before the chain is.
  * Returns NULL with errno ENOENT if there is no such export, reported. */
 extern struct nc_export *nc_export_open (struct nc_chain *chain,
                                          const char *name,
@@ -203,7 +210,52 @@ extern int nc_export_trim (struct nc_export *export, uint64_t offset,
 extern int nc_export_flush (struct nc_export *export)
   __attribute__ ((__nonnull__ (1)));
 
-/* Bring the range into the active layer, where it is not there yet. */
+/* Populating: what a range reads as is brought into the active layer, where
+ * it is not allocated yet.  A guest write, zero or trim wins, also one that
+ * comes between the fetch and the store.
+ *
+ * nc_export_fetch reads those blocks of the range that are not allocated in
+ * the active layer; the rest of BUF is left as it is.  nc_export_store stores
+ * in those that still are not, unless a pivot came in between: then nothing.
+ * Blocks that are zeros take no storage; BUF NULL: all of them are.
+ * The range begins and ends at blocks, or at the end of the disk. */
+struct nc_fetched {
+  const struct nc_view *view;   /* under which it was read */
+};
+extern int nc_export_fetch (struct nc_export *export, void *buf,
+                            size_t count, uint64_t offset,
+                            struct nc_fetched *fetched)
+  __attribute__ ((__nonnull__ (1, 2, 5)));
+extern int nc_export_store (struct nc_export *export, const void *buf,
+                            uint64_t count, uint64_t offset,
+                            const struct nc_fetched *fetched)
+  __attribute__ ((__nonnull__ (1, 5)));
+
+/* What of the range MISSING (initialized to it) the active layer would need
+ * so that the layers between it and the one called BASE, or all below it if
+ * that is NULL, can go: an extent each of a type below, until its limit is
+ * reached.  *FETCHED is for storing zeros.  Does not wait for a remote: what
+ * one cannot tell is data.
+ * Returns -1 with errno ENOENT if there is no such layer, reported. */
+enum { NC_MISSING_NOTHING, NC_MISSING_DATA, NC_MISSING_ZEROS };
+extern int nc_export_missing (struct nc_export *export, const char *base,
+                              struct nc_extents *missing,
+                              struct nc_fetched *fetched)
+  __attribute__ ((__nonnull__ (1, 3, 4)));
+
+/* Record durably, in the active image, that the layer called BASE is its
+ * backing, or if that is NULL that it has none; from then on the chain goes
+ * without the layers in between, or all below, and closes them when nobody
+ * uses them any more.  The disk's bytes stay the same: nothing may be missing
+ * (nc_export_missing), which is checked.  Waits for writes under way, not for
+ * reads.
+ * Returns 0; or -1 with errno, reported: EBUSY (something is missing), ENOENT
+ * (no such layer), EROFS, ENAMETOOLONG, an error of the image; then the chain
+ * is as it was. */
+extern int nc_chain_set_backing (struct nc_chain *chain, const char *base)
+  __attribute__ ((__nonnull__ (1)));
+
+/* Fetch and store the range, of any alignment. */
 extern int nc_export_populate (struct nc_export *export, uint64_t offset,
                                uint64_t count)
   __attribute__ ((__nonnull__ (1)));

@@ -96,13 +96,22 @@ nc_layer_begin (struct nc_layer *layer)
 }
 
 void
-nc_layer_close (struct nc_layer *layer)
+nc_layer_shut (struct nc_layer *layer)
 {
-  if (layer == NULL)
+  if (layer->dev == NULL)
     return;
   layer->format->close (layer);
   nc_dev_close (layer->dev);
   nc_dev_close (layer->data_dev);
+  layer->dev = layer->data_dev = NULL;
+}
+
+void
+nc_layer_close (struct nc_layer *layer)
+{
+  if (layer == NULL)
+    return;
+  nc_layer_shut (layer);
   free (layer->backing.ref);
   free (layer->backing.format);
   free (layer->backing.identity);

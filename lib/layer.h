@@ -49,6 +49,9 @@ struct nc_layer {
   nc_uuid successor;
   bool takes_over;              /* made by a snapshot: it is written only once
                                    its backing is retired in its favour */
+
+  unsigned views;               /* that have it; these two: view.c */
+  struct nc_layer *next;
 };
 
 struct nc_layer_options {
@@ -79,6 +82,11 @@ extern struct nc_layer *nc_layer_open (const struct nc_format *format,
 /* Begin to write to a layer that was opened with WAIT.  Returns -1 on error,
  * reported; the layer can then only be closed. */
 extern int nc_layer_begin (struct nc_layer *layer)
+  __attribute__ ((__nonnull__ (1)));
+
+/* Close device and format, without writing; path and name stay.  Nothing but
+ * nc_layer_close is allowed afterwards. */
+extern void nc_layer_shut (struct nc_layer *layer)
   __attribute__ ((__nonnull__ (1)));
 
 /* Release it without writing.  NULL is allowed. */

@@ -41,9 +41,17 @@
 /* How much populate stores at a time, at least a block. */
 #define POPULATE_CHUNK (1u << 20)
 
+/* Zeros are left out where so many of them come together, or a block. */
+#define ZEROS_MIN 4096u
+
+/* How long who waits for a remote goes on before it looks whether the chain
+ * still needs that. */
+#define WAIT_SLICE 500000000    /* nanoseconds, less than a second */
+
 /* A request that may have to start over. */
 struct attempt {
   struct nc_layer *unreachable; /* set with ENOTCONN */
+  struct nc_view *view;         /* that has it; pinned, NULL: not */
   uint64_t offset;              /* where it needed that, for the message */
   bool waited;
   struct timespec deadline;     /* set when it first asks a remote */
@@ -87,13 +95,24 @@ is_before (const struct timespec *a, const struct timespec *b)
     (a->tv_sec == b->tv_sec && a->tv_nsec < b->tv_nsec);
 }
 
+static struct timespec
+end_of_slice (const struct timespec *now)
+{
+  struct timespec end = { now->tv_sec, now->tv_nsec + WAIT_SLICE };
+
+  if (end.tv_nsec >= 1000000000) {
+    end.tv_nsec -= 1000000000;
+    end.tv_sec++;
+  }
+  return end;
+}
+
 static int
 wait_for_device (struct nc_export *export, struct attempt *a)
 {
   struct nc_dev *dev = a->unreachable->dev;
   const unsigned retry = export->chain->retry;
-
-  struct timespec now;
+  struct timespec now, end;
 
   set_deadline (export, a);
   clock_gettime (CLOCK_MONOTONIC, &now);
@@ -104,11 +123,21 @@ wait_for_device (struct nc_export *export, struct attempt *a)
   /* It may have stalled, or come back at once and failed again. */
   if (retry && is_before (&a->deadline, &now))
     return give_up (export, a, RETRY_IS_OVER);
-  if (dev->ops->wait (dev, retry ? &a->deadline : NULL) == 0)
-    return 0;
-  if (errno == ESHUTDOWN)
-    return -1;
-  return give_up (export, a, RETRY_IS_OVER);
+  for (;;) {
+    /* After a pivot it may not be needed any more. */
+    if (!export->view && a->view != export->chain->views.current)
+      return 0;
+    end = end_of_slice (&now);
+    if (retry && is_before (&a->deadline, &end))
+      end = a->deadline;
+    if (dev->ops->wait (dev, &end) == 0)
+      return 0;
+    if (errno == ESHUTDOWN)
+      return -1;
+    clock_gettime (CLOCK_MONOTONIC, &now);
+    if (errno != ETIMEDOUT || (retry && !is_before (&now, &a->deadline)))
+      return give_up (export, a, RETRY_IS_OVER);
+  }
 }
 
 /* A request failed.  Returns true if it is to start over, after having
@@ -118,8 +147,7 @@ start_over (struct nc_export *export, struct attempt *a)
 {
   int r;
 
-  if (errno != ENOTCONN || a->unreachable == NULL ||
-      a->unreachable->dev->ops->wait == NULL)
+  if (errno != ENOTCONN || a->view == NULL)
     return false;
 
   if (export->waiting++ >= export->max_waiting && export->max_waiting) {
@@ -129,7 +157,22 @@ start_over (struct nc_export *export, struct attempt *a)
   else
     r = wait_for_device (export, a);
   export->waiting--;
+  nc_view_unpin (&export->chain->views, a->view);
+  a->view = NULL;
   return r == 0;
+}
+
+/* LAYER of VIEW, in which the request still is, failed at OFFSET. */
+static void
+note_failure (struct nc_export *export, struct nc_view *view,
+              struct nc_layer *layer, uint64_t offset, struct attempt *a)
+{
+  if (errno != ENOTCONN || layer->dev->ops->wait == NULL)
+    return;
+  nc_view_pin_this (&export->chain->views, view);
+  a->view = view;
+  a->unreachable = layer;
+  a->offset = offset;
 }
 
 /* Reading. */
@@ -137,7 +180,11 @@ start_over (struct nc_export *export, struct attempt *a)
 static struct nc_view *
 enter (struct nc_export *export, enum nc_view_use use)
 {
-  return nc_view_enter (&export->chain->views, use);
+  struct nc_views *views = &export->chain->views;
+
+  if (export->view == NULL)
+    return nc_view_enter (views, use);
+  return nc_view_enter_this (views, export->view, use) ? export->view : NULL;
 }
 
 static void
@@ -146,16 +193,15 @@ leave (struct nc_export *export, struct nc_view *view, enum nc_view_use use)
   nc_view_leave (&export->chain->views, view, use);
 }
 
-/* Whether the byte at OFFSET lies beyond what LAYER sees of its backing;
- * *run, how far the question goes, is cut where the answer changes. */
+/* Whether the byte at OFFSET lies beyond what the active layer sees of its
+ * backing; *run, how far the question goes, is cut where the answer changes.
+ */
 static bool
-is_cut_off (const struct nc_layer *layer, uint64_t offset, uint64_t *run)
+is_cut_off (const struct nc_view *view, uint64_t offset, uint64_t *run)
 {
-  const uint64_t limit = layer->backing.present ? layer->backing.size : 0;
-
-  if (offset >= limit)
+  if (offset >= view->limit)
     return true;
-  *run = nc_min64 (*run, limit - offset);
+  *run = nc_min64 (*run, view->limit - offset);
   return false;
 }
 
@@ -181,7 +227,7 @@ find (struct nc_export *export, struct nc_view *view, uint64_t offset,
     if (allocated)
       return 0;
     first = 1;
-    if (is_cut_off (active, offset, run)) {
+    if (is_cut_off (view, offset, run)) {
       *layer = -1;
       return 0;
     }
@@ -211,8 +257,7 @@ read_view (struct nc_export *export, struct nc_view *view, char *buf,
       if (layer->dev->remote)
         set_deadline (export, a);
       if (layer->format->pread (layer, buf, run, offset) == -1) {
-        a->unreachable = layer;
-        a->offset = offset;
+        note_failure (export, view, layer, offset, a);
         return -1;
       }
     }
@@ -580,67 +625,138 @@ is_zero (const char *buf, size_t count)
   return *buf == 0 && memcmp (buf, buf + 1, count - 1) == 0;
 }
 
-/* Store what was read of the backing where the blocks are still not
- * allocated, and the view is still the one it was read under. */
-static int
-store (struct nc_export *export, const struct nc_view *read_under,
-       const char *buf, uint64_t offset, uint64_t count)
+/* How much of BUF, up to COUNT bytes that begin with a block, is zeros only,
+ * or has none that could be left out: *zeros. */
+static uint64_t
+run_of_zeros (const struct nc_layer *active, const char *buf, uint64_t count,
+              bool *zeros)
 {
-  struct nc_view *view = enter (export, NC_VIEW_WRITE);
+  const uint64_t unit = nc_max64 (active->block_size, ZEROS_MIN);
+  uint64_t run, n;
+
+  if (buf == NULL) {
+    *zeros = true;
+    return count;
+  }
+  *zeros = is_zero (buf, nc_min64 (unit, count));
+  for (run = nc_min64 (unit, count); run < count; run += n) {
+    n = nc_min64 (unit, count - run);
+    if (is_zero (buf + run, n) != *zeros)
+      break;
+  }
+  return run;
+}
+
+/* Store COUNT bytes in blocks that are not allocated; they are claimed. */
+static int
+store_run (struct nc_layer *active, const char *buf, uint64_t offset,
+           uint64_t count)
+{
+  int r = 0;
+
+  for (uint64_t done = 0, run; r == 0 && done < count; done += run) {
+    const char *from = buf ? buf + done : NULL;
+    bool zeros;
+
+    run = run_of_zeros (active, from, count - done, &zeros);
+    if (zeros)
+      r = active->format->zero (active, offset + done, run,
+                                NC_ZERO_MAY_TRIM);
+    else {
+      struct iovec iov = { (void *) from, run };
+
+      r = active->format->pwritev (active, &iov, 1, offset + done);
+    }
+  }
+  return r == 0 ? active->format->set_allocated (active, offset, count) : -1;
+}
+
+static int
+store_view (struct nc_export *export, struct nc_layer *active,
+            const char *buf, uint64_t offset, uint64_t count)
+{
+  NC_CLAIM (&export->chain->claims, offset, count);
+  for (uint64_t done = 0, run; done < count; done += run) {
+    const uint64_t at = offset + done;
+    bool allocated;
+
+    if (active->format->run (active, at, count - done, &allocated,
+                             &run) == -1)
+      return -1;
+    if (!allocated &&
+        store_run (active, buf ? buf + done : NULL, at, run) == -1)
+      return -1;
+  }
+  return 0;
+}
+
+int
+nc_export_store (struct nc_export *export, const void *buf, uint64_t count,
+                 uint64_t offset, const struct nc_fetched *fetched)
+{
+  struct nc_view *view = enter_to_write (export);
   int r = 0;
 
   if (view == NULL)
     return -1;
-  if (view == read_under) {
-    struct nc_layer *active = view->layers[0];
-    NC_CLAIM (&export->chain->claims, offset, count);
-
-    for (uint64_t done = 0, run = 0; r == 0 && done < count; done += run) {
-      const uint64_t at = offset + done;
-      bool allocated;
-
-      r = active->format->run (active, at, count - done, &allocated, &run);
-      if (r == -1 || allocated)
-        continue;
-      if (is_zero (buf + done, run))
-        r = active->format->zero (active, at, run, NC_ZERO_MAY_TRIM);
-      else {
-        struct iovec iov = { (void *) (buf + done), run };
-
-        r = active->format->pwritev (active, &iov, 1, at);
-      }
-      if (r == 0)
-        r = active->format->set_allocated (active, at, run);
-    }
-  }
+  if (view == fetched->view)
+    r = store_view (export, view->layers[0], buf, offset, count);
   leave (export, view, NC_VIEW_WRITE);
   return r;
 }
 
-/* Populate the blocks from *OFFSET on, at most up to END, and step over
- * them; both are at blocks. */
 static int
-populate_next (struct nc_export *export, uint64_t *offset, uint64_t end,
-               char *buf, uint64_t chunk, struct attempt *a)
+fetch_view (struct nc_export *export, struct nc_view *view, char *buf,
+            uint64_t count, uint64_t offset, struct attempt *a)
+{
+  struct nc_layer *active = view->layers[0];
+
+  for (uint64_t done = 0, run; done < count; done += run) {
+    bool allocated;
+
+    if (active->format->run (active, offset + done, count - done,
+                             &allocated, &run) == -1)
+      return -1;
+    if (!allocated &&
+        read_view (export, view, buf + done, run, offset + done, a) == -1)
+      return -1;
+  }
+  return 0;
+}
+
+int
+nc_export_fetch (struct nc_export *export, void *buf, size_t count,
+                 uint64_t offset, struct nc_fetched *fetched)
+{
+  struct attempt a = { 0 };
+  struct nc_view *view;
+  int r;
+
+  do {
+    view = enter (export, NC_VIEW_READ);
+    if (view == NULL)
+      return -1;
+    fetched->view = view;
+    r = fetch_view (export, view, buf, count, offset, &a);
+    leave (export, view, NC_VIEW_READ);
+  } while (r == -1 && start_over (export, &a));
+  return r;
+}
+
+/* How many bytes from OFFSET on, up to END, there is one answer for: whether
+ * they are allocated in the active layer. */
+static int
+run_of_allocated (struct nc_export *export, uint64_t offset, uint64_t end,
+                  bool *allocated, uint64_t *run)
 {
   struct nc_view *view = enter (export, NC_VIEW_READ);
-  uint64_t run = 0;
-  bool allocated = false;
   int r;
 
   if (view == NULL)
     return -1;
-  r = view->layers[0]->format->run (view->layers[0], *offset, end - *offset,
-                                    &allocated, &run);
-  if (!allocated)
-    run = nc_min64 (run, chunk);
-  if (r == 0 && !allocated)
-    r = read_view (export, view, buf, run, *offset, a);
+  r = view->layers[0]->format->run (view->layers[0], offset, end - offset,
+                                    allocated, run);
   leave (export, view, NC_VIEW_READ);
-  if (r == 0 && !allocated)
-    r = store (export, view, buf, *offset, run);
-  if (r == 0)
-    *offset += run;
   return r;
 }
 
@@ -652,8 +768,9 @@ nc_export_populate (struct nc_export *export, uint64_t offset,
   const uint64_t chunk = nc_max64 (block, POPULATE_CHUNK);
   const uint64_t end = nc_min64 (nc_round_up (offset + count, block),
                                  export->size);
-  struct attempt a = { 0 };
+  struct nc_fetched fetched;
   NC_FREE char *buf = NULL;
+  bool allocated;
 
   if (!export->writable)
     return 0;
@@ -663,11 +780,93 @@ nc_export_populate (struct nc_export *export, uint64_t offset,
     return -1;
   }
   offset = nc_round_down (offset, block);
-  while (offset < end)
-    if (populate_next (export, &offset, end, buf, chunk, &a) == -1 &&
-        !start_over (export, &a))
+  for (uint64_t run; offset < end; offset += run) {
+    if (run_of_allocated (export, offset, end, &allocated, &run) == -1)
       return -1;
+    if (allocated)
+      continue;
+    run = nc_min64 (run, chunk);
+    if (nc_export_fetch (export, buf, run, offset, &fetched) == -1 ||
+        nc_export_store (export, buf, run, offset, &fetched) == -1)
+      return -1;
+  }
   return 0;
+}
+
+/* What populating has to bring in. */
+
+int
+nc_view_find_base (const struct nc_view *view, const char *name, size_t *i)
+{
+  for (*i = 1; *i < view->n; ++*i)
+    if (name && strcmp (view->layers[*i]->name, name) == 0)
+      return 0;
+  if (name == NULL)
+    return 0;
+  nc_error ("%s: there is no layer called '%s' below it; \"nbdchain info "
+            "--chain\" shows the names", view->layers[0]->path, name);
+  errno = ENOENT;
+  return -1;
+}
+
+/* LAYER holds the range of MISSING from its next byte on, up to END: say what
+ * it reads as. */
+static int
+missing_of_layer (struct nc_layer *layer, struct nc_extents *missing,
+                  uint64_t end)
+{
+  const uint64_t offset = nc_extents_next (missing);
+  __attribute__ ((__cleanup__ (nc_extents_free))) struct nc_extents status;
+  int r;
+
+  nc_extents_init (&status, offset, end - offset);
+  status.limit = missing->limit;
+  r = layer->format->extents (layer, &status, end);
+  if (r == -1 && errno == ENOTCONN)
+    r = nc_extents_append (&status, end - nc_extents_next (&status), 0);
+  for (size_t i = 0; r == 0 && i < status.n; ++i)
+    r = nc_extents_append (missing, status.v[i].count,
+                           status.v[i].type & NC_EXTENT_ZERO
+                           ? NC_MISSING_ZEROS : NC_MISSING_DATA);
+  return r;
+}
+
+int
+nc_view_missing (struct nc_export *export, struct nc_view *view, size_t base,
+                 struct nc_extents *missing)
+{
+  int r = 0;
+
+  while (r == 0 && !nc_extents_full (missing)) {
+    const uint64_t at = nc_extents_next (missing);
+    uint64_t run;
+    int i;
+
+    if (find (export, view, at, missing->end - at, &i, &run) == -1)
+      return -1;
+    r = i >= 1 && (size_t) i < base
+      ? missing_of_layer (view->layers[i], missing, at + run)
+      : nc_extents_append (missing, run, NC_MISSING_NOTHING);
+  }
+  return r;
+}
+
+int
+nc_export_missing (struct nc_export *export, const char *base,
+                   struct nc_extents *missing, struct nc_fetched *fetched)
+{
+  struct nc_view *view = enter (export, NC_VIEW_READ);
+  size_t i;
+  int r;
+
+  if (view == NULL)
+    return -1;
+  fetched->view = view;
+  r = nc_view_find_base (view, base, &i);
+  if (r == 0)
+    r = nc_view_missing (export, view, i, missing);
+  leave (export, view, NC_VIEW_READ);
+  return r;
 }
 
 /* Block status. */

@@ -10,7 +10,8 @@
  * sequentially consistent accesses one of the two sees the other, so nobody
  * stays in a view that was found empty.  The same holds between entering
  * and STOPPING.  Views are freed with the chain, never before, so that the
- * counter of a view found a moment too late is still there.
+ * counter of a view found a moment too late is still there; only their layers
+ * and maps go when nobody can be using them.
  */
 
 #include <config.h>
@@ -42,30 +43,137 @@ nc_views_init (struct nc_views *views)
   return 0;
 }
 
+/* Give up what VIEW has: layers that no other view has are put before
+ * *LAST. */
 static void
-free_view (struct nc_view *view)
+release_locked (struct nc_view *view, struct nc_layer **last)
 {
-  for (size_t i = 0; view->map && i <= view->n; ++i)
+  for (size_t i = 0; i <= view->n; ++i)
     nc_map_free (view->map[i]);
   for (size_t i = 0; i < view->n; ++i)
-    nc_layer_close (view->layers[i]);
+    if (--view->layers[i]->views == 0) {
+      view->layers[i]->next = *last;
+      *last = view->layers[i];
+    }
   free (view->map);
   free (view->layers);
-  free (view);
+  view->map = NULL;
+  view->layers = NULL;
+  view->n = 0;
+  view->is_released = true;
+}
+
+/* Their names are known until the end. */
+static void
+close_layers (struct nc_views *views, struct nc_layer *layer)
+{
+  for (struct nc_layer *next; layer; layer = next) {
+    next = layer->next;
+    nc_debug ("%s: no longer used, closing it", layer->path);
+    nc_layer_shut (layer);
+    NC_LOCKED (&views->lock);
+    layer->next = views->closed;
+    views->closed = layer;
+  }
+}
+
+static int64_t
+count_inside (const struct nc_view *view, enum nc_view_use use)
+{
+  int64_t n = 0;
+
+  for (unsigned c = 0; c < NC_VIEW_COUNTERS; ++c)
+    n += view->counter[c].inside[use];
+  return n;
+}
+
+static bool
+is_left_locked (const struct nc_views *views, const struct nc_view *view)
+{
+  return view != views->current && view->pins == 0 &&
+    count_inside (view, NC_VIEW_READ) == 0 &&
+    count_inside (view, NC_VIEW_WRITE) == 0;
+}
+
+/* The thread that closes layers. */
+static void *
+closer (void *opaque)
+{
+  struct nc_views *views = opaque;
+  struct nc_layer *layers;
+
+  for (;;) {
+    layers = NULL;
+    {
+      NC_LOCKED (&views->lock);
+      for (struct nc_view *view = views->all; view; view = view->next)
+        if (!view->is_released && is_left_locked (views, view))
+          release_locked (view, &layers);
+      if (layers == NULL) {
+        if (views->is_ending)
+          return NULL;
+        pthread_cond_wait (&views->left, &views->lock);
+      }
+    }
+    close_layers (views, layers);
+  }
+}
+
+static void
+stop_closer (struct nc_views *views)
+{
+  if (!views->has_closer)
+    return;
+  {
+    NC_LOCKED (&views->lock);
+    views->is_ending = true;
+    pthread_cond_broadcast (&views->left);
+  }
+  pthread_join (views->closer, NULL);
+  views->has_closer = false;
 }
 
 void
 nc_views_fini (struct nc_views *views)
 {
+  struct nc_layer *layers = NULL, *next_layer;
   struct nc_view *next;
 
+  stop_closer (views);
   for (struct nc_view *view = views->all; view; view = next) {
     next = view->next;
-    free_view (view);
+    if (!view->is_released)
+      release_locked (view, &layers);
+    free (view);
+  }
+  close_layers (views, layers);
+  for (struct nc_layer *layer = views->closed; layer; layer = next_layer) {
+    next_layer = layer->next;
+    nc_layer_close (layer);
   }
   views->all = NULL;
+  views->closed = NULL;
   pthread_mutex_destroy (&views->lock);
   pthread_cond_destroy (&views->left);
+}
+
+/* A second view is the first pivot: what the old one leaves behind needs a
+ * thread that closes it. */
+static int
+start_closer (struct nc_views *views)
+{
+  int r;
+
+  if (views->all == NULL || views->has_closer)
+    return 0;
+  r = pthread_create (&views->closer, NULL, closer, views);
+  if (r != 0) {
+    errno = r;
+    nc_error ("thread that closes layers: %m");
+    return -1;
+  }
+  views->has_closer = true;
+  return 0;
 }
 
 int
@@ -83,11 +191,19 @@ nc_views_publish (struct nc_views *views, struct nc_layer **layers,
     free (view);
     return -1;
   }
+  if (start_closer (views) == -1) {
+    free (view->map);
+    free (view);
+    return -1;
+  }
   view->layers = layers;
   view->n = n;
+  view->limit = layers[0]->backing.present ? layers[0]->backing.size : 0;
   view->writable = writable;
 
   NC_LOCKED (&views->lock);
+  for (size_t i = 0; i < n; ++i)
+    layers[i]->views++;
   view->next = views->all;
   views->all = view;
   views->current = view;
@@ -107,7 +223,7 @@ counter_of_thread (void)
 }
 
 static void
-wake_stopper (struct nc_views *views)
+wake_all (struct nc_views *views)
 {
   NC_LOCKED (&views->lock);
   pthread_cond_broadcast (&views->left);
@@ -133,6 +249,18 @@ nc_view_enter (struct nc_views *views, enum nc_view_use use)
   }
 }
 
+bool
+nc_view_enter_this (struct nc_views *views, struct nc_view *view,
+                    enum nc_view_use use)
+{
+  view->counter[counter_of_thread ()].inside[use]++;
+  if (!views->stopping)
+    return true;
+  nc_view_leave (views, view, use);
+  errno = ESHUTDOWN;
+  return false;
+}
+
 void
 nc_view_leave (struct nc_views *views, struct nc_view *view,
                enum nc_view_use use)
@@ -140,19 +268,9 @@ nc_view_leave (struct nc_views *views, struct nc_view *view,
   int err = errno;
 
   view->counter[counter_of_thread ()].inside[use]--;
-  if (views->stopping)
-    wake_stopper (views);
+  if (views->stopping || view != views->current)
+    wake_all (views);
   errno = err;
-}
-
-static int64_t
-count_inside (const struct nc_view *view, enum nc_view_use use)
-{
-  int64_t n = 0;
-
-  for (unsigned c = 0; c < NC_VIEW_COUNTERS; ++c)
-    n += view->counter[c].inside[use];
-  return n;
 }
 
 static bool
@@ -172,6 +290,52 @@ nc_views_stop (struct nc_views *views)
   NC_LOCKED (&views->lock);
   while (anybody_inside_locked (views))
     pthread_cond_wait (&views->left, &views->lock);
+}
+
+struct nc_view *
+nc_view_pin (struct nc_views *views)
+{
+  NC_LOCKED (&views->lock);
+  views->current->pins++;
+  return views->current;
+}
+
+void
+nc_view_pin_this (struct nc_views *views, struct nc_view *view)
+{
+  NC_LOCKED (&views->lock);
+  view->pins++;
+}
+
+void
+nc_view_unpin (struct nc_views *views, struct nc_view *view)
+{
+  int err = errno;
+
+  {
+    NC_LOCKED (&views->lock);
+    if (--view->pins == 0 && view != views->current)
+      pthread_cond_broadcast (&views->left);
+  }
+  errno = err;
+}
+
+void
+nc_views_wait_for_writers (struct nc_views *views, const struct nc_view *view)
+{
+  NC_LOCKED (&views->lock);
+  while (count_inside (view, NC_VIEW_WRITE) != 0)
+    pthread_cond_wait (&views->left, &views->lock);
+}
+
+void
+nc_views_each_layer (struct nc_views *views,
+                     void (*fn) (struct nc_layer *layer))
+{
+  NC_LOCKED (&views->lock);
+  for (struct nc_view *view = views->all; view; view = view->next)
+    for (size_t i = 0; i < view->n; ++i)
+      fn (view->layers[i]);
 }
 
 struct nc_map *

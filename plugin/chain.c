@@ -380,11 +380,12 @@ chain_list_exports (int readonly __attribute__ ((__unused__)),
                     struct nbdkit_exports *exports)
 {
   const size_t n = nc_chain_n_layers (chain);
+  const char *name;
 
   if (nbdkit_add_export (exports, "disk", "the disk") == -1)
     return -1;
-  for (size_t i = 1; i < n; ++i)
-    if (nbdkit_add_export (exports, nc_chain_layer_name (chain, i),
+  for (size_t i = 1; i < n && (name = nc_chain_layer_name (chain, i)); ++i)
+    if (nbdkit_add_export (exports, name,
                            "the disk as it was under this layer's overlay, "
                            "read-only") == -1)
       return -1;

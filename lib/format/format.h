@@ -21,6 +21,7 @@
 
 #include "extents.h"
 
+struct nc_backing;
 struct nc_image_info;
 struct nc_layer;
 struct nc_layer_options;
@@ -84,6 +85,12 @@ struct nc_format {
   /* How many bytes of the disk the layer holds.  While others write it, too:
    * then as many as at some moment, or nearly. */
   int (*allocated) (struct nc_layer *layer, uint64_t *bytes);
+
+  /* Flush, and record B (present or not) durably as the backing, in the image
+   * and in layer->backing.  Other requests go on; one call at a time, and
+   * nobody looks at layer->backing meanwhile.  If it fails the old one is
+   * still recorded, or both would be right.  NULL: it has no record. */
+  int (*set_backing) (struct nc_layer *layer, const struct nc_backing *b);
 
   /* For people: fill in what is the format's in INFO.  Not while others
    * write the layer. */

@@ -313,6 +313,39 @@ round_of_flush (struct fvd *f)
   return 0;
 }
 
+static void
+end_round_locked (struct fvd *f, int err)
+{
+  f->flush.leading = false;
+  f->flush.completed = f->flush.started;
+  f->flush.round_errno = err;
+  pthread_cond_broadcast (&f->flush.round_done);
+}
+
+int
+fvd_flush_then (struct fvd *f, int (*fn) (struct fvd *f, void *opaque),
+                void *opaque)
+{
+  int err, then_errno, r = -1;
+
+  NC_LOCKED (&f->flush.lock);
+  while (f->flush.leading)
+    pthread_cond_wait (&f->flush.round_done, &f->flush.lock);
+  f->flush.leading = true;
+  f->flush.started++;
+  pthread_mutex_unlock (&f->flush.lock);
+  err = f->failed ? EIO : round_of_flush (f) == -1 ? errno : 0;
+  if (err == 0) {
+    fvd_checkpoint_wait (f);
+    r = fn (f, opaque);
+  }
+  then_errno = err ? err : errno;
+  pthread_mutex_lock (&f->flush.lock);
+  end_round_locked (f, err);
+  errno = then_errno;
+  return r;
+}
+
 int
 fvd_flush (struct fvd *f)
 {
@@ -331,10 +364,7 @@ fvd_flush (struct fvd *f)
     pthread_mutex_unlock (&f->flush.lock);
     err = f->failed ? EIO : round_of_flush (f) == -1 ? errno : 0;
     pthread_mutex_lock (&f->flush.lock);
-    f->flush.leading = false;
-    f->flush.completed = f->flush.started;
-    f->flush.round_errno = err;
-    pthread_cond_broadcast (&f->flush.round_done);
+    end_round_locked (f, err);
   }
   errno = f->flush.round_errno;
   return errno ? -1 : 0;

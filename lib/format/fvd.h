@@ -337,6 +337,12 @@ extern int fvd_flush_set_allocated (struct fvd *f, uint64_t blk,
 
 extern int fvd_flush (struct fvd *f);
 
+/* The same, and then FN as the leader, while no checkpoint runs: it may
+ * change the header. */
+extern int fvd_flush_then (struct fvd *f,
+                           int (*fn) (struct fvd *f, void *opaque),
+                           void *opaque);
+
 /* Flush, checkpoint, mark clean; nobody else is at work. */
 extern int fvd_flush_finish (struct fvd *f);
 
