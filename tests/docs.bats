@@ -129,7 +129,7 @@ run_examples ()
 
 @test "help and man page of nbdchain name the same options" {
   for command in create info map check compare snapshot resize rebase amend \
-                 serve jobs pause resume cancel complete set-speed; do
+                 stream serve jobs pause resume cancel complete set-speed; do
     "$NBDCHAIN" "$command" --help | help_options >help
     section "$cli_pod" "nbdchain $command" | pod_options >pod
     [ -s help ]

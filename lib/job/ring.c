@@ -1,0 +1,380 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* Copyright (C) 2026 The nbdchain authors */
+
+/* Threads that each take the next piece, read it, store it and say so.
+ *
+ * The thread of nc_ring_run only waits, and starts more threads when all are
+ * busy and the limit allows more: so it can leave at any time, whatever the
+ * others wait for.  A piece gets a slot when it is begun; the oldest slots
+ * are given back, in order, as far as their pieces are copied.
+ *
+ * A piece whose source hangs keeps its slot, and those behind it go on until
+ * the slots are used up.  While nobody runs the ring, a thread that has read
+ * waits before it stores. */
+
+#include <config.h>
+
+#include "job/ring.h"
+
+#include <errno.h>
+#include <pthread.h>
+#include <stdlib.h>
+#include <time.h>
+
+#include "checked.h"
+#include "report.h"
+#include "scope.h"
+
+#define SLOTS 256               /* more than NC_RING_THREADS */
+
+struct slot {
+  struct nc_piece piece;
+  bool is_copied;
+};
+
+struct nc_ring {
+  const struct nc_ring_ops *ops;
+  void *opaque;
+  uint32_t size;                /* of a buffer */
+
+  pthread_mutex_t lock;         /* guards the rest */
+  pthread_cond_t changed;
+  bool is_running, is_interrupted, is_ending;
+  int first_errno;
+
+  bool is_planning;             /* a thread asks for the next piece */
+  bool is_planned;              /* it is known, and not begun yet: */
+  struct nc_piece planned;
+  bool has_ended;               /* there is no next one */
+
+  struct slot slot[SLOTS];
+  uint64_t first, end;          /* slots in use, counted from the start */
+  unsigned in_flight, storing;
+  struct nc_window window;
+  unsigned limit;
+
+  pthread_t thread[NC_RING_THREADS];
+  unsigned n_threads;
+};
+
+struct nc_ring *
+nc_ring_new (const struct nc_ring_ops *ops, void *opaque, uint32_t size)
+{
+  struct nc_ring *ring = calloc (1, sizeof *ring);
+
+  if (ring == NULL) {
+    nc_error ("ring of buffers: %m");
+    return NULL;
+  }
+  ring->ops = ops;
+  ring->opaque = opaque;
+  ring->size = size;
+  ring->limit = nc_min64 (NC_RING_THREADS, NC_RING_MEMORY / size);
+  nc_window_init (&ring->window, ring->limit);
+  pthread_mutex_init (&ring->lock, NULL);
+  pthread_cond_init (&ring->changed, NULL);
+  return ring;
+}
+
+static uint64_t
+now (void)
+{
+  struct timespec t;
+
+  clock_gettime (CLOCK_MONOTONIC, &t);
+  return t.tv_sec * UINT64_C (1000000000) + t.tv_nsec;
+}
+
+static unsigned
+limit_locked (const struct nc_ring *ring)
+{
+  return ring->window.limit < ring->limit ? ring->window.limit : ring->limit;
+}
+
+static bool
+is_at_work_locked (const struct nc_ring *ring)
+{
+  return ring->is_running && !ring->is_interrupted;
+}
+
+static bool
+may_begin_locked (const struct nc_ring *ring)
+{
+  return is_at_work_locked (ring) && ring->first_errno == 0 &&
+    !ring->is_planning && !ring->has_ended &&
+    ring->in_flight < limit_locked (ring) &&
+    ring->end - ring->first < SLOTS;
+}
+
+static void
+fail_locked (struct nc_ring *ring, int err)
+{
+  if (ring->first_errno == 0)
+    ring->first_errno = err;
+  pthread_cond_broadcast (&ring->changed);
+}
+
+/* Wait until the ring is at work.  Returns false if it will not be. */
+static bool
+wait_for_work_locked (struct nc_ring *ring)
+{
+  while (!is_at_work_locked (ring) && !ring->is_ending)
+    pthread_cond_wait (&ring->changed, &ring->lock);
+  return !ring->is_ending && ring->first_errno == 0;
+}
+
+/* Whether STEP, which failed, is to be tried again, and now. */
+static bool
+once_more (struct nc_ring *ring, enum nc_ring_step step)
+{
+  const int err = errno;
+
+  const bool again = ring->ops->failed &&
+    ring->ops->failed (ring->opaque, step, err) == 0;
+
+  NC_LOCKED (&ring->lock);
+  if (again)
+    return wait_for_work_locked (ring);
+  fail_locked (ring, err);
+  return false;
+}
+
+/* The next piece, as it is to be begun.  Returns 1, 0 or -1 as .next; 0 also
+ * when throttled: then it stays planned.  One thread at a time. */
+static int
+plan (struct nc_ring *ring)
+{
+  struct nc_piece *piece = &ring->planned;
+
+  while (!ring->is_planned) {
+    int r;
+
+    *piece = (struct nc_piece) { 0 };
+    r = ring->ops->next (ring->opaque, piece);
+    if (r == 1)
+      ring->is_planned = true;
+    else if (r == 0 || !once_more (ring, NC_RING_PLAN))
+      return r;
+  }
+  if (piece->read && ring->ops->throttle &&
+      ring->ops->throttle (ring->opaque, piece->count) == -1)
+    return 0;
+  return 1;
+}
+
+/* Begin the next piece: *SLOT is its slot.  Returns false if there is none
+ * for now. */
+static bool
+begin_locked (struct nc_ring *ring, struct slot **slot)
+{
+  int r;
+
+  ring->is_planning = true;
+  pthread_mutex_unlock (&ring->lock);
+  r = plan (ring);
+  pthread_mutex_lock (&ring->lock);
+  ring->is_planning = false;
+  pthread_cond_broadcast (&ring->changed);
+  if (r == 0 && ring->is_planned)
+    ring->is_interrupted = true;        /* by whoever throttles */
+  else if (r == 0)
+    ring->has_ended = true;
+  if (r != 1)
+    return false;
+  *slot = &ring->slot[ring->end++ % SLOTS];
+  **slot = (struct slot) { .piece = ring->planned };
+  ring->is_planned = false;
+  ring->in_flight++;
+  return true;
+}
+
+static bool
+begin_storing (struct nc_ring *ring)
+{
+  NC_LOCKED (&ring->lock);
+  if (!wait_for_work_locked (ring))
+    return false;
+  ring->storing++;
+  return true;
+}
+
+static void
+end_storing (struct nc_ring *ring)
+{
+  NC_LOCKED (&ring->lock);
+  if (--ring->storing == 0)
+    pthread_cond_broadcast (&ring->changed);
+}
+
+static bool
+read_piece (struct nc_ring *ring, struct nc_piece *piece, char *buf)
+{
+  const uint64_t since = now ();
+
+  while (ring->ops->read (ring->opaque, piece, buf) == -1)
+    if (!once_more (ring, NC_RING_READ))
+      return false;
+  NC_LOCKED (&ring->lock);
+  nc_window_note (&ring->window, now () - since);
+  return true;
+}
+
+static bool
+copy (struct nc_ring *ring, struct nc_piece *piece, char *buf)
+{
+  int r;
+
+  if (piece->read && !read_piece (ring, piece, buf))
+    return false;
+  do {
+    if (!begin_storing (ring))
+      return false;
+    r = ring->ops->store (ring->opaque, piece, piece->read ? buf : NULL);
+    end_storing (ring);
+  } while (r == -1 && once_more (ring, NC_RING_STORE));
+  return r == 0;
+}
+
+/* Give back the slots of the pieces that come before one that is still being
+ * copied. */
+static void
+give_back_locked (struct nc_ring *ring)
+{
+  struct slot *slot;
+
+  while (ring->first < ring->end) {
+    slot = &ring->slot[ring->first % SLOTS];
+    if (!slot->is_copied)
+      break;
+    ring->ops->done (ring->opaque, &slot->piece);
+    ring->first++;
+  }
+}
+
+static void *
+thread (void *opaque)
+{
+  struct nc_ring *ring = opaque;
+  NC_FREE char *buf = malloc (ring->size);
+  struct slot *slot;
+  bool is_copied;
+
+  NC_LOCKED (&ring->lock);
+  if (buf == NULL)
+    fail_locked (ring, ENOMEM);
+  while (!ring->is_ending && ring->first_errno == 0) {
+    if (!may_begin_locked (ring)) {
+      pthread_cond_wait (&ring->changed, &ring->lock);
+      continue;
+    }
+    if (!begin_locked (ring, &slot))
+      continue;
+    pthread_mutex_unlock (&ring->lock);
+    is_copied = copy (ring, &slot->piece, buf);
+    pthread_mutex_lock (&ring->lock);
+    ring->in_flight--;
+    slot->is_copied = is_copied;
+    give_back_locked (ring);
+    pthread_cond_broadcast (&ring->changed);
+  }
+  return NULL;
+}
+
+/* Running. */
+
+static bool
+is_over_locked (const struct nc_ring *ring)
+{
+  return ring->is_interrupted || ring->first_errno ||
+    (ring->has_ended && ring->first == ring->end);
+}
+
+static void
+start_thread_locked (struct nc_ring *ring)
+{
+  int r = pthread_create (&ring->thread[ring->n_threads], NULL, thread, ring);
+
+  if (r == 0)
+    ring->n_threads++;
+  else if (ring->n_threads > 0) /* then with those that there are */
+    ring->limit = ring->n_threads;
+  else {
+    errno = r;
+    nc_error ("thread of a ring: %m");
+    fail_locked (ring, r);
+  }
+}
+
+/* Whether another thread would find work: one that is planning is not at
+ * work yet, but will be. */
+static bool
+needs_thread_locked (const struct nc_ring *ring)
+{
+  return ring->n_threads < limit_locked (ring) && !ring->has_ended &&
+    ring->in_flight + ring->is_planning >= ring->n_threads;
+}
+
+int
+nc_ring_run (struct nc_ring *ring)
+{
+  NC_LOCKED (&ring->lock);
+  ring->is_running = true;
+  pthread_cond_broadcast (&ring->changed);
+  while (!is_over_locked (ring)) {
+    if (needs_thread_locked (ring))
+      start_thread_locked (ring);
+    else
+      pthread_cond_wait (&ring->changed, &ring->lock);
+  }
+  ring->is_running = false;
+  while (ring->storing > 0)
+    pthread_cond_wait (&ring->changed, &ring->lock);
+  if (ring->first_errno) {
+    errno = ring->first_errno;
+    return -1;
+  }
+  if (ring->has_ended && ring->first == ring->end)
+    return 0;
+  ring->is_interrupted = false;
+  return 1;
+}
+
+void
+nc_ring_interrupt (struct nc_ring *ring)
+{
+  NC_LOCKED (&ring->lock);
+  ring->is_interrupted = true;
+  pthread_cond_broadcast (&ring->changed);
+}
+
+void
+nc_ring_set_limit (struct nc_ring *ring, unsigned limit)
+{
+  NC_LOCKED (&ring->lock);
+  ring->limit = limit;
+  pthread_cond_broadcast (&ring->changed);
+}
+
+unsigned
+nc_ring_in_flight (struct nc_ring *ring)
+{
+  NC_LOCKED (&ring->lock);
+  return ring->in_flight;
+}
+
+void
+nc_ring_free (struct nc_ring *ring)
+{
+  if (ring == NULL)
+    return;
+  {
+    NC_LOCKED (&ring->lock);
+    ring->is_ending = true;
+    pthread_cond_broadcast (&ring->changed);
+  }
+  for (unsigned i = 0; i < ring->n_threads; ++i)
+    pthread_join (ring->thread[i], NULL);
+  pthread_cond_destroy (&ring->changed);
+  pthread_mutex_destroy (&ring->lock);
+  free (ring);
+}

@@ -1,0 +1,412 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* Copyright (C) 2026 The nbdchain authors */
+
+/* What a stream feeds the ring with.
+ *
+ * The planning looks at what is missing, some thousand extents at a time, and
+ * makes pieces of whole blocks of the active layer: neighbours of one kind
+ * become one piece; a block that is missing in part, or is zeros in part, is
+ * data.  What the guest allocates between the look and the read is not read
+ * (nc_export_fetch), between the read and the store is not stored.
+ *
+ * One pass is enough: nothing can become missing behind it. */
+
+#include <config.h>
+
+#include "job/stream.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "chain.h"
+#include "checked.h"
+#include "extents.h"
+#include "job/job.h"
+#include "report.h"
+#include "scope.h"
+
+#define LOOK_EXTENTS 8192       /* known at a time */
+/* Stored under one claim. */
+#define ZEROS_MAX (UINT64_C (256) << 20)
+
+struct nc_stream {
+  struct nc_chain *chain;
+  struct nc_export *disk;
+  char *base;                   /* NULL: none */
+  const struct nc_stream_hooks *hooks;
+  void *opaque;
+  struct nc_ring *ring;
+  uint64_t size;
+  uint32_t block, piece;        /* bytes */
+
+  /* Planning, by one thread at a time: */
+  uint64_t offset;              /* of the next piece */
+  struct nc_extents missing;    /* what is known */
+  size_t i;                     /* extent that OFFSET is in, or before it */
+  struct nc_fetched looked;     /* under which view */
+
+  struct nc_stream_count count; /* under the ring's lock */
+
+  struct nc_job *job;           /* when it is one: */
+  struct nc_stream_count told;
+};
+
+/* Look at what is missing from the next piece on. */
+static int
+look (struct nc_stream *s)
+{
+  nc_extents_free (&s->missing);
+  nc_extents_init (&s->missing, s->offset, s->size - s->offset);
+  s->missing.limit = LOOK_EXTENTS;
+  s->i = 0;
+  return nc_export_missing (s->disk, s->base, &s->missing, &s->looked);
+}
+
+static uint64_t
+end_of_extent (const struct nc_extent *e)
+{
+  return e->offset + e->count;
+}
+
+/* What the block at OFFSET is, which is known, and where the blocks that are
+ * the same end: *END.  It may end in the block, where too much is unknown. */
+static unsigned
+kind_of_blocks (struct nc_stream *s, uint64_t offset, uint64_t *end)
+{
+  const struct nc_extent *e;
+
+  while (end_of_extent (&s->missing.v[s->i]) <= offset)
+    ++s->i;
+  e = &s->missing.v[s->i];
+  *end = end_of_extent (e) == s->size ? s->size
+    : nc_round_down (end_of_extent (e), s->block);
+  if (*end > offset)
+    return e->type;
+  *end = nc_min64 (offset + s->block, s->size);
+  return NC_MISSING_DATA;       /* at least in part */
+}
+
+/* Whether the whole block at OFFSET is known. */
+static bool
+is_known (const struct nc_stream *s, uint64_t offset)
+{
+  return nc_min64 (offset + s->block, s->size) <=
+    nc_extents_next (&s->missing);
+}
+
+static uint64_t
+longest_piece (const struct nc_stream *s, unsigned kind)
+{
+  return kind == NC_MISSING_DATA ? s->piece
+    : kind == NC_MISSING_ZEROS ? ZEROS_MAX : UINT64_MAX;
+}
+
+static int
+next (void *opaque, struct nc_piece *piece)
+{
+  struct nc_stream *s = opaque;
+  uint64_t end, most;
+
+  if (s->offset == s->size)
+    return 0;
+  if (!is_known (s, s->offset) && look (s) == -1)
+    return -1;
+  /* More extents in a block than we look at: it is read. */
+  if (!is_known (s, s->offset)) {
+    piece->kind = NC_MISSING_DATA;
+    end = nc_min64 (s->offset + s->block, s->size);
+  }
+  else
+    piece->kind = kind_of_blocks (s, s->offset, &end);
+  most = longest_piece (s, piece->kind);
+  while (end < s->size && end - s->offset < most && is_known (s, end)) {
+    uint64_t more;
+
+    if (kind_of_blocks (s, end, &more) != piece->kind)
+      break;
+    end = more;
+  }
+  piece->offset = s->offset;
+  piece->count = nc_min64 (end - s->offset, most);
+  piece->read = piece->kind == NC_MISSING_DATA;
+  piece->context = s->looked.view;
+  s->offset += piece->count;
+  /* A piece that was cut ends before what was looked at last. */
+  while (s->i > 0 && s->i < s->missing.n &&
+         s->missing.v[s->i].offset > s->offset)
+    --s->i;
+  return 1;
+}
+
+static int
+throttle (void *opaque, uint64_t count)
+{
+  struct nc_stream *s = opaque;
+
+  return s->hooks->throttle ? s->hooks->throttle (s->opaque, count) : 0;
+}
+
+static int
+read_piece (void *opaque, struct nc_piece *piece, void *buf)
+{
+  struct nc_stream *s = opaque;
+  struct nc_fetched fetched;
+
+  if (nc_export_fetch (s->disk, buf, piece->count, piece->offset,
+                       &fetched) == -1)
+    return -1;
+  piece->context = fetched.view;
+  return 0;
+}
+
+static int
+store_piece (void *opaque, const struct nc_piece *piece, const void *buf)
+{
+  struct nc_stream *s = opaque;
+  const struct nc_fetched fetched = { .view = piece->context };
+
+  if (piece->kind == NC_MISSING_NOTHING)
+    return 0;
+  return nc_export_store (s->disk, buf, piece->count, piece->offset,
+                          &fetched);
+}
+
+static void
+done (void *opaque, const struct nc_piece *piece)
+{
+  struct nc_stream *s = opaque;
+
+  *(piece->kind == NC_MISSING_DATA ? &s->count.copied
+    : piece->kind == NC_MISSING_ZEROS ? &s->count.zero
+    : &s->count.local) += piece->count;
+  if (s->hooks->progress)
+    s->hooks->progress (s->opaque, piece->offset + piece->count, s->size,
+                        &s->count);
+}
+
+static int
+failed (void *opaque, enum nc_ring_step step, int err)
+{
+  struct nc_stream *s = opaque;
+
+  return s->hooks->failed ? s->hooks->failed (s->opaque, step, err) : -1;
+}
+
+static const struct nc_ring_ops ring_ops = {
+  .next = next,
+  .throttle = throttle,
+  .read = read_piece,
+  .store = store_piece,
+  .done = done,
+  .failed = failed,
+};
+
+/* Refuse what cannot be streamed before anything is done. */
+static int
+check (struct nc_stream *s)
+{
+  if (nc_export_is_writable (s->disk))
+    return look (s);            /* refuses a base that is not there */
+  nc_error ("%s: is open for reading only; a stream writes to it",
+            nc_chain_layer_name (s->chain, 0));
+  errno = EROFS;
+  return -1;
+}
+
+struct nc_stream *
+nc_stream_new (struct nc_chain *chain, const char *base,
+               const struct nc_stream_hooks *hooks, void *opaque)
+{
+  struct nc_stream *s = calloc (1, sizeof *s);
+
+  if (s == NULL || (base && (s->base = strdup (base)) == NULL)) {
+    nc_error ("stream: %m");
+    goto fail;
+  }
+  s->chain = chain;
+  s->hooks = hooks;
+  s->opaque = opaque;
+  s->disk = nc_export_open (chain, "", 0);
+  if (s->disk == NULL)
+    goto fail;
+  s->size = nc_export_size (s->disk);
+  s->block = nc_export_block_size (s->disk);
+  s->piece = nc_max64 (s->block, NC_RING_PIECE);
+  if (check (s) == -1)
+    goto fail;
+  s->ring = nc_ring_new (&ring_ops, s, s->piece);
+  if (s->ring == NULL)
+    goto fail;
+  return s;
+
+ fail:
+  nc_stream_free (s);
+  return NULL;
+}
+
+int
+nc_stream_run (struct nc_stream *s)
+{
+  return nc_ring_run (s->ring);
+}
+
+void
+nc_stream_interrupt (struct nc_stream *s)
+{
+  nc_ring_interrupt (s->ring);
+}
+
+int
+nc_stream_finish (struct nc_stream *s)
+{
+  return nc_chain_set_backing (s->chain, s->base);
+}
+
+void
+nc_stream_counted (const struct nc_stream *s, struct nc_stream_count *count)
+{
+  *count = s->count;
+}
+
+void
+nc_stream_free (struct nc_stream *s)
+{
+  if (s == NULL)
+    return;
+  nc_ring_free (s->ring);
+  nc_export_close (s->disk);
+  nc_extents_free (&s->missing);
+  free (s->base);
+  free (s);
+}
+
+/* As a job. */
+
+#define TRY_AGAIN UINT64_C (100000000)  /* nanoseconds */
+
+static int
+job_throttle (void *opaque, uint64_t count)
+{
+  struct nc_stream *s = opaque;
+
+  return nc_job_throttle (s->job, count);
+}
+
+static int
+job_failed (void *opaque, enum nc_ring_step step, int err)
+{
+  struct nc_stream *s = opaque;
+
+  switch (nc_job_error (s->job, step == NC_RING_STORE ? NC_JOB_WRITE
+                        : NC_JOB_READ, err)) {
+  case NC_JOB_IGNORE:
+    nc_job_sleep (s->job, TRY_AGAIN);
+    return 0;
+  case NC_JOB_STOP:
+    nc_ring_interrupt (s->ring);
+    return 0;
+  case NC_JOB_REPORT:
+    break;
+  }
+  return -1;
+}
+
+static void
+tell (struct nc_stream *s, enum nc_job_counter which, uint64_t now,
+      uint64_t *told)
+{
+  if (now != *told)
+    nc_job_count (s->job, which, now - *told);
+  *told = now;
+}
+
+static void
+job_progress (void *opaque, uint64_t done_bytes, uint64_t total,
+              const struct nc_stream_count *count)
+{
+  struct nc_stream *s = opaque;
+
+  (void) total;
+  tell (s, NC_COUNT_COPIED, count->copied, &s->told.copied);
+  tell (s, NC_COUNT_ZERO, count->zero, &s->told.zero);
+  tell (s, NC_COUNT_LOCAL, count->local, &s->told.local);
+  nc_job_progress (s->job, done_bytes);
+}
+
+static const struct nc_stream_hooks job_hooks = {
+  .throttle = job_throttle,
+  .failed = job_failed,
+  .progress = job_progress,
+};
+
+static int
+job_run (struct nc_job *job, void *opaque)
+{
+  struct nc_stream *s = opaque;
+  int r;
+
+  s->job = job;
+  nc_job_set_len (job, s->size);
+  nc_job_set_limit (job, NC_LIMIT_SOURCE);
+  do {
+    if (nc_job_pause_point (job) == -1)
+      return -1;
+    r = nc_stream_run (s);
+  } while (r == 1);
+  if (r == -1)
+    nc_job_set_error (job, "%s", strerror (errno));
+  return r;
+}
+
+static int
+job_finalize (struct nc_job *job, void *opaque)
+{
+  struct nc_stream *s = opaque;
+
+  if (nc_stream_finish (s) == 0)
+    return 0;
+  nc_job_set_error (job, "the new backing could not be recorded: %s",
+                    strerror (errno));
+  return -1;
+}
+
+static void
+job_wake (struct nc_job *job __attribute__ ((__unused__)), void *opaque)
+{
+  nc_stream_interrupt (opaque);
+}
+
+static void
+job_free (void *opaque)
+{
+  nc_stream_free (opaque);
+}
+
+static const struct nc_job_type stream_type = {
+  .name = "stream",
+  .run = job_run,
+  .finalize = job_finalize,
+  .wake = job_wake,
+  .free = job_free,
+};
+
+int
+nc_stream_create (struct nc_jobs *jobs, const char *id,
+                  struct nc_chain *chain, const char *base,
+                  const struct nc_job_options *opts, char why[NC_JOB_TEXT])
+{
+  struct nc_stream *s = nc_stream_new (chain, base, &job_hooks, NULL);
+
+  if (s == NULL) {
+    snprintf (why, NC_JOB_TEXT, "%s", strerror (errno));
+    return -1;
+  }
+  s->opaque = s;
+  if (nc_job_create (jobs, id, &stream_type, opts, s, why) == 0)
+    return 0;
+  nc_error ("stream: %s", why);
+  nc_stream_free (s);
+  return -1;
+}

@@ -1,0 +1,87 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* Copyright (C) 2026 The nbdchain authors */
+
+/* Stream: populate the active layer from everything above a base, or from
+ * everything, and then let it go without what was above the base.
+ *
+ *   stream = nc_stream_new (chain, base, &hooks, opaque);
+ *   while ((r = nc_stream_run (stream)) == 1)     interrupted
+ *     ...
+ *   if (r == 0) r = nc_stream_finish (stream);
+ *   nc_stream_free (stream);
+ *
+ * It can be left, or the process killed, at any time: what was brought in
+ * stays, and another stream goes on from there.  Clients may use the disk
+ * meanwhile; what they write wins.  As a job it is nc_stream_create.
+ */
+#ifndef NC_STREAM_H
+#define NC_STREAM_H
+
+#include <stdint.h>
+
+#include "job/job.h"
+#include "job/ring.h"
+
+struct nc_chain;
+struct nc_stream;
+
+/* What became of the bytes so far. */
+struct nc_stream_count {
+  uint64_t copied;              /* read, and stored where not zeros */
+  uint64_t zero;                /* known to be zeros: not read */
+  uint64_t local;               /* nothing to be done */
+};
+
+/* May all be NULL. */
+struct nc_stream_hooks {
+  /* As in struct nc_ring_ops. */
+  int (*throttle) (void *opaque, uint64_t count);
+  int (*failed) (void *opaque, enum nc_ring_step step, int err);
+
+  /* DONE bytes of TOTAL are dealt with.  Called with a lock held: it must not
+   * wait, and must not call anything here. */
+  void (*progress) (void *opaque, uint64_t done, uint64_t total,
+                    const struct nc_stream_count *count);
+};
+
+/* Stream CHAIN, which has been started, down to the layer called BASE; NULL:
+ * all of it.  HOOKS and OPAQUE must stay.  Returns NULL on error, reported:
+ * errno EROFS (the chain is not writable), ENOENT (no such layer). */
+extern struct nc_stream *nc_stream_new (struct nc_chain *chain,
+                                        const char *base,
+                                        const struct nc_stream_hooks *hooks,
+                                        void *opaque)
+  __attribute__ ((__nonnull__ (1, 3)));
+
+/* Copy.  Returns as nc_ring_run. */
+extern int nc_stream_run (struct nc_stream *stream)
+  __attribute__ ((__nonnull__ (1)));
+
+/* Let nc_stream_run return soon; from any thread. */
+extern void nc_stream_interrupt (struct nc_stream *stream)
+  __attribute__ ((__nonnull__ (1)));
+
+/* All was copied: make it durable, record the new backing, and go on without
+ * the layers that are not needed; see nc_chain_set_backing. */
+extern int nc_stream_finish (struct nc_stream *stream)
+  __attribute__ ((__nonnull__ (1)));
+
+/* What became of the bytes; not while it runs. */
+extern void nc_stream_counted (const struct nc_stream *stream,
+                               struct nc_stream_count *count)
+  __attribute__ ((__nonnull__ (1, 2)));
+
+/* Waits for reads that hang (nc_chain_stop ends those).  NULL is allowed. */
+extern void nc_stream_free (struct nc_stream *stream);
+
+/* A job of JOBS that streams; see nc_job_create for ID, OPTS, WHY and errno,
+ * and nc_stream_new.  An error is reported, too.
+ * CHAIN must stay until the job is gone from the list, which waits for reads
+ * that hang. */
+extern int nc_stream_create (struct nc_jobs *jobs, const char *id,
+                             struct nc_chain *chain, const char *base,
+                             const struct nc_job_options *opts,
+                             char why[NC_JOB_TEXT])
+  __attribute__ ((__nonnull__ (1, 3, 5, 6)));
+
+#endif /* NC_STREAM_H */

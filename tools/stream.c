@@ -1,0 +1,279 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* Copyright (C) 2026 The nbdchain authors */
+
+/* nbdchain stream: populate an image that nobody serves, until it needs its
+ * backing no more.  The same job as in a server, with a signal as the
+ * operator. */
+
+#include <config.h>
+
+#include "tools.h"
+
+#include <errno.h>
+#include <getopt.h>
+#include <inttypes.h>
+#include <signal.h>
+#include <string.h>
+
+#include "chain.h"
+#include "job/job.h"
+#include "job/stream.h"
+#include "progress.h"
+#include "report.h"
+#include "tls.h"
+
+static const char help[] =
+  "nbdchain stream: bring the data of the backing into an image\n"
+  "\n"
+  "Usage: nbdchain stream [OPTIONS] IMAGE\n"
+  "\n"
+  "IMAGE is an fvd image that nobody is serving.  Everything that its disk\n"
+  "reads from the layers below is copied into it; then it is recorded that\n"
+  "IMAGE has no backing.  Zeros are neither read, where that is known, nor\n"
+  "stored.  What is interrupted goes on where it was when it is run again.\n"
+  "\n"
+  "      --down-to=LAYER    copy only what is above LAYER, which becomes the\n"
+  "                         backing; \"nbdchain info --chain\" shows the names\n"
+  "      --speed=RATE       at most RATE bytes a second (suffixes: K, M, G,\n"
+  "                         T, P)\n"
+  "      --retry=SECONDS    how long to wait for a remote that is away;\n"
+  "                         0 is for ever (default 60)\n"
+  "      --allow=X          a directory or NBD URI that references in images\n"
+  "                         may lead to; may be repeated\n"
+  "      --base=REF         use REF in place of the backing that the lowest\n"
+  "                         image names\n"
+  "      --remote-tls-certificates=DIR\n"
+  "                         for remotes named nbds: the directory of the\n"
+  "                         ca-cert.pem that signed their certificates\n"
+  "      --remote-tls-psk=FILE\n"
+  "                         for remotes named nbds: a file of keys instead\n"
+  "      --remote-tls-username=NAME\n"
+  "                         whose key in that file; needed if it has several\n"
+  "      --progress         show the progress, also where standard error is\n"
+  "                         no terminal\n"
+  "      --json             print the result as JSON\n"
+  "  -h, --help             show this\n"
+  "\n"
+  "Example:\n"
+  "  nbdchain stream --allow nbd://server/ --speed 50M top.fvd\n";
+
+enum {
+  OPT_DOWN_TO = 256, OPT_SPEED, OPT_RETRY, OPT_ALLOW, OPT_BASE,
+  OPT_PROGRESS, OPT_JSON
+};
+
+static const struct option options[] = {
+  { "down-to", required_argument, NULL, OPT_DOWN_TO },
+  { "speed", required_argument, NULL, OPT_SPEED },
+  { "retry", required_argument, NULL, OPT_RETRY },
+  { "allow", required_argument, NULL, OPT_ALLOW },
+  { "base", required_argument, NULL, OPT_BASE },
+  REMOTE_TLS_OPTIONS,
+  { "progress", no_argument, NULL, OPT_PROGRESS },
+  { "json", no_argument, NULL, OPT_JSON },
+  { "help", no_argument, NULL, 'h' },
+  { NULL, 0, NULL, 0 }
+};
+
+#define RETRY_MAX 86400         /* seconds */
+#define SLICE 100               /* milliseconds between looks at the job */
+
+struct streaming {
+  const char *image, *down_to;
+  struct chain_args args;
+  struct nc_tls tls;
+  uint64_t speed, retry;
+  bool progress, json;
+  struct nc_job_info info;      /* of the job, when it has ended */
+};
+
+static volatile sig_atomic_t is_interrupted;
+
+static void
+interrupt (int sig __attribute__ ((__unused__)))
+{
+  is_interrupted = 1;
+}
+
+/* The first signal ends the stream in order, the second one the process. */
+static void
+catch_signals (void)
+{
+  const struct sigaction action = {
+    .sa_handler = interrupt, .sa_flags = SA_RESETHAND,
+  };
+
+  sigaction (SIGINT, &action, NULL);
+  sigaction (SIGTERM, &action, NULL);
+}
+
+static struct nc_chain *
+open_chain (const struct streaming *s)
+{
+  const struct nc_chain_options opts = {
+    .image = s->image, .base = s->args.base, .allow = s->args.allow,
+    .tls = &s->tls, .retry = s->retry, .memory_fd = -1,
+  };
+  struct nc_chain *chain = nc_chain_open (&opts);
+
+  if (chain == NULL || nc_chain_start (chain) == 0)
+    return chain;
+  nc_chain_close (chain);
+  return NULL;
+}
+
+/* Wait until the job is concluded, and show how far it is. */
+static int
+watch (struct streaming *s, struct nc_jobs *jobs)
+{
+  struct progress *progress =
+    progress_start ("streaming", progress_style (s->progress, s->json));
+  char why[NC_JOB_TEXT];
+  bool is_cancelled = false;
+  int r;
+
+  while ((r = nc_job_wait (jobs, "stream", SLICE, &s->info)) == -1 &&
+         errno == ETIMEDOUT) {
+    progress_update (progress, s->info.offset, s->info.len);
+    if (is_interrupted && !is_cancelled)
+      is_cancelled = nc_job_cancel (jobs, "stream", true, why) == 0;
+  }
+  progress_finish (progress, r == 0 && !s->info.failed && !s->info.cancelled);
+  return r;
+}
+
+static int
+run_job (struct streaming *s, struct nc_chain *chain, struct nc_jobs *jobs)
+{
+  const struct nc_job_options opts = {
+    .device = "disk", .speed = s->speed, .manual_dismiss = true,
+  };
+  char why[NC_JOB_TEXT];
+
+  if (nc_stream_create (jobs, "stream", chain, s->down_to, &opts,
+                        why) == -1)
+    return -1;                  /* reported */
+  if (watch (s, jobs) == -1)
+    return -1;
+  if (s->info.cancelled)
+    nc_error ("%s: interrupted; what was copied stays, and its backing is "
+              "still needed: run it again to go on", s->image);
+  else if (s->info.failed)
+    nc_error ("%s: not finished (%s); what was copied stays, and its backing "
+              "is still needed: run it again to go on", s->image,
+              s->info.error);
+  return s->info.failed || s->info.cancelled ? -1 : 0;
+}
+
+static int
+stream (struct streaming *s)
+{
+  struct nc_chain *chain = open_chain (s);
+  struct nc_jobs *jobs = chain ? nc_jobs_new () : NULL;
+  int r = jobs ? run_job (s, chain, jobs) : -1;
+
+  /* Ends reads that hang, so that the job can be freed. */
+  if (chain && nc_chain_stop (chain) == -1)
+    r = -1;
+  nc_jobs_free (jobs);
+  nc_chain_close (chain);
+  return r;
+}
+
+static int
+print_result (const struct streaming *s)
+{
+  const uint64_t *count = s->info.count;
+  char copied[SIZE_TEXT], zero[SIZE_TEXT], local[SIZE_TEXT];
+
+  if (s->json)
+    return print_json (json_pack (
+      "{s:o, s:o, s:I, s:I, s:I}", "path", json_text (s->image),
+      "backing", json_text (s->down_to),
+      "copied", (json_int_t) count[NC_COUNT_COPIED],
+      "zero", (json_int_t) count[NC_COUNT_ZERO],
+      "local", (json_int_t) count[NC_COUNT_LOCAL]));
+  print_text (stdout, s->image);
+  if (s->down_to) {
+    fputs (" needs nothing between it and ", stdout);
+    print_text (stdout, s->down_to);
+    fputs (" any more", stdout);
+  }
+  else
+    fputs (" needs no backing any more", stdout);
+  printf (": copied %s, %s of zeros, nothing to do for %s\n",
+          size_text (count[NC_COUNT_COPIED], copied),
+          size_text (count[NC_COUNT_ZERO], zero),
+          size_text (count[NC_COUNT_LOCAL], local));
+  return EXIT_DONE;
+}
+
+static int
+parse_options (struct streaming *s, int argc, char *argv[], bool *ended)
+{
+  int opt;
+
+  while ((opt = getopt_long (argc, argv, "h", options, NULL)) != -1)
+    switch (opt) {
+    case OPT_DOWN_TO:
+      s->down_to = optarg;
+      break;
+    case OPT_SPEED:
+      if (parse_size ("--speed", optarg, &s->speed) == -1)
+        return EXIT_USAGE;
+      break;
+    case OPT_RETRY:
+      if (parse_number ("--retry", optarg, 0, RETRY_MAX, &s->retry) == -1)
+        return EXIT_USAGE;
+      break;
+    case OPT_ALLOW:
+      if (chain_args_allow (&s->args, optarg) == -1)
+        return EXIT_USAGE;
+      break;
+    case OPT_BASE:
+      s->args.base = optarg;
+      break;
+    case OPT_PROGRESS:
+      s->progress = true;
+      break;
+    case OPT_JSON:
+      s->json = true;
+      break;
+    case 'h':
+      fputs (help, stdout);
+      *ended = true;
+      return EXIT_DONE;
+    default:
+      if (!remote_tls_option (&s->tls, opt, optarg))
+        return usage_error (argv[0]);
+    }
+
+  if (remote_tls_check (&s->tls) == -1)
+    return usage_error (argv[0]);
+  if (argc - optind != 1) {
+    nc_error ("one name is needed: the IMAGE to bring the data into");
+    return usage_error (argv[0]);
+  }
+  s->image = argv[optind];
+  return EXIT_DONE;
+}
+
+int
+stream_main (int argc, char *argv[])
+{
+  struct streaming s = { .retry = NC_RETRY_DEFAULT };
+  bool ended = false;
+  int status = parse_options (&s, argc, argv, &ended), saved;
+
+  if (status == EXIT_DONE && !ended) {
+    catch_signals ();
+    saved = divert_stdout ();
+    status = saved == -1 || stream (&s) == -1 ? EXIT_FAILED : EXIT_DONE;
+    if (saved != -1 && restore_stdout (saved) == -1)
+      status = EXIT_FAILED;
+    if (status == EXIT_DONE)
+      status = print_result (&s);
+  }
+  chain_args_free (&s.args);
+  return status;
+}
