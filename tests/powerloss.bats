@@ -445,6 +445,40 @@ resizes ()
     --work "$scratch" log -- bash judge
 }
 
+@test "stream: the disk stays the same, and it can be run again" {
+  make_disk 1600001
+  "$NBDCHAIN" create -b dir/top.fvd -F fvd --journal-size 16K dir/new.fvd
+  serve_plain dir/new.fvd
+  oracle "$seed" --ops 60 --base base.raw --max-size 20000 "$uri"
+  nbdcopy "$uri" now.raw
+  stop_hard "$pid"
+  record
+  "${recorded[@]}" "$NBDCHAIN" stream --down-to base.raw dir/new.fvd
+  "${recorded[@]}" "$NBDCHAIN" stream dir/new.fvd
+  log_is_complete
+  write_judge <<<'
+    set -e
+    cd "$STATE_DIR"
+    same () {
+      "$nbdchain" check new.fvd >/dev/null
+      nbdkit -U - "$plugin" new.fvd read-only=true \
+        --run "nbdcopy \"\$uri\" - | cmp - '"$PWD"'/now.raw"
+    }
+    # What the image does not name any more is not needed.
+    case $("$nbdchain" info new.fvd) in
+      *top.fvd*) ;;
+      *base.raw*) rm top.fvd ;;
+      *) rm top.fvd base.raw ;;
+    esac
+    same
+    "$nbdchain" stream new.fvd >/dev/null
+    rm -f top.fvd base.raw
+    same'
+  scratch_dir
+  "$harness/powerloss" run --states $((states / 30)) --seed "$seed" \
+    --work "$scratch" log -- bash judge
+}
+
 @test "check --repair: the disk stays the same, and it can be run again" {
   make_disk 600001
   serve_plain dir/top.fvd
