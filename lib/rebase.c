@@ -32,6 +32,7 @@
 #include "checked.h"
 #include "dev/dev.h"
 #include "extents.h"
+#include "format/format.h"
 #include "format/fvd.h"
 #include "image-internal.h"
 #include "ref.h"
@@ -485,6 +486,7 @@ find_shared (struct rebase *r)
 static int
 rebase (struct rebase *r, const struct nc_backing *b)
 {
+  struct nc_layer *image;
   int result;
 
   if (b->present && open_new (r, b) == -1)
@@ -494,7 +496,8 @@ rebase (struct rebase *r, const struct nc_backing *b)
   result = run_threads (r);
   if (nc_chain_stop (r->old.chain) == -1 || result == -1)
     return -1;
-  return nc_fvd_set_backing (r->old.chain->views.current->layers[0], b);
+  image = r->old.chain->views.current->layers[0];
+  return image->format->set_backing (image, b);
 }
 
 static bool

@@ -79,7 +79,7 @@ struct nc_format {
   int (*flush) (struct nc_layer *layer);
 
   /* Flush, and leave the image as one that was closed in order.  No other
-   * request is under way or comes later. */
+   * request is under way or comes later, but set_backing. */
   int (*finish) (struct nc_layer *layer);
 
   /* How many bytes of the disk the layer holds.  While others write it, too:

@@ -1,9 +1,10 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /* Copyright (C) 2026 The nbdchain authors */
 
-/* Changing a field of the header that no block depends on, of an image that
- * nobody uses.  Nothing else changes: an image that was not closed in order
- * keeps its journal and its life, so whoever recovers it finds it as it was.
+/* Changing a field of the header that no block depends on.  Nothing else
+ * changes: an image that was not closed in order keeps its journal and its
+ * life, so whoever recovers it finds it as it was.  Of an image that nobody
+ * uses:
  *
  *   sync; header over the older copy; sync
  *
@@ -16,6 +17,7 @@
 
 #include <errno.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "dev/dev.h"
 #include "report.h"
@@ -81,13 +83,59 @@ nc_fvd_change_backing (struct nc_dev *dev, const struct nc_backing *b)
   return write_durably (dev, h);
 }
 
-int
-nc_fvd_set_backing (struct nc_layer *layer, const struct nc_backing *b)
-{
-  struct fvd *f = layer->priv;
+/* Of a layer that is being written. */
 
-  if (fvd_header_set_backing (&f->h, layer->path, b) == -1)
+/* The header says B, in both copies: the old backing may be gone soon.  The
+ * leader of a flush, while no checkpoint runs. */
+static int
+record_backing (struct fvd *f, void *opaque)
+{
+  const struct nc_backing *b = opaque;
+  NC_FREE struct fvd_header *h = malloc (sizeof *h);
+  const uint32_t flags = f->h.flags;
+  int err;
+
+  if (h == NULL) {
+    nc_error ("%s: %m", f->dev->name);
     return -1;
-  /* In both copies: the old backing may be gone soon. */
-  return fvd_header_sync (f) == -1 ? -1 : fvd_header_sync (f);
+  }
+  *h = f->h;
+  if (fvd_header_set_backing (h, f->dev->name, b) == -1)
+    return -1;
+  fvd_header_set_backing (&f->h, f->dev->name, b);
+  if (fvd_header_sync (f) == 0 && fvd_header_sync (f) == 0)
+    return 0;
+  err = errno;
+  fvd_header_set_backing (&f->h, f->dev->name, &f->layer->backing);
+  f->h.flags = flags;
+  errno = err;
+  return -1;
+}
+
+int
+fvd_set_backing (struct nc_layer *layer, const struct nc_backing *b)
+{
+  struct nc_backing copy = *b;
+
+  copy.ref = strdup (b->ref ? b->ref : "");
+  copy.format = strdup (b->format ? b->format : "");
+  copy.identity = strdup (b->identity ? b->identity : "");
+  if (copy.ref == NULL || copy.format == NULL || copy.identity == NULL) {
+    nc_error ("%s: %m", layer->path);
+    goto fail;
+  }
+  if (fvd_flush_then (layer->priv, record_backing, &copy) == -1)
+    goto fail;
+  free (layer->backing.ref);
+  free (layer->backing.format);
+  free (layer->backing.identity);
+  layer->backing = copy;
+  layer->takes_over = false;
+  return 0;
+
+ fail:
+  free (copy.ref);
+  free (copy.format);
+  free (copy.identity);
+  return -1;
 }

@@ -448,61 +448,6 @@ fvd_finish (struct nc_layer *layer)
   return fvd_flush_finish (fvd_of (layer));
 }
 
-/* The header says B.  The leader of a flush, while no checkpoint runs. */
-static int
-record_backing (struct fvd *f, void *opaque)
-{
-  const struct nc_backing *b = opaque;
-  NC_FREE struct fvd_header *h = malloc (sizeof *h);
-  uint32_t flags;
-  int err;
-
-  if (h == NULL) {
-    nc_error ("%s: %m", f->dev->name);
-    return -1;
-  }
-  *h = f->h;
-  flags = h->flags;
-  if (fvd_header_set_backing (h, f->dev->name, b) == -1)
-    return -1;
-  fvd_header_set_backing (&f->h, f->dev->name, b);
-  if (fvd_header_sync (f) == 0)
-    return 0;
-  err = errno;
-  fvd_header_set_backing (&f->h, f->dev->name, &f->layer->backing);
-  f->h.flags = flags;
-  errno = err;
-  return -1;
-}
-
-static int
-fvd_set_backing (struct nc_layer *layer, const struct nc_backing *b)
-{
-  struct nc_backing copy = *b;
-
-  copy.ref = strdup (b->ref ? b->ref : "");
-  copy.format = strdup (b->format ? b->format : "");
-  copy.identity = strdup (b->identity ? b->identity : "");
-  if (copy.ref == NULL || copy.format == NULL || copy.identity == NULL) {
-    nc_error ("%s: %m", layer->path);
-    goto fail;
-  }
-  if (fvd_flush_then (fvd_of (layer), record_backing, &copy) == -1)
-    goto fail;
-  free (layer->backing.ref);
-  free (layer->backing.format);
-  free (layer->backing.identity);
-  layer->backing = copy;
-  layer->takes_over = false;
-  return 0;
-
- fail:
-  free (copy.ref);
-  free (copy.format);
-  free (copy.identity);
-  return -1;
-}
-
 static int
 copy_info (char **to, const char *from)
 {

@@ -485,10 +485,9 @@ extern int nc_fvd_amend (struct nc_dev *dev,
 extern int nc_fvd_change_backing (struct nc_dev *dev,
                                   const struct nc_backing *b);
 
-/* The same for a writable layer that has been finished; it can only be closed
- * afterwards. */
-extern int nc_fvd_set_backing (struct nc_layer *layer,
-                               const struct nc_backing *b);
+/* As in struct nc_format. */
+extern int fvd_set_backing (struct nc_layer *layer,
+                            const struct nc_backing *b);
 
 /* fvd-resize.c */
 
