@@ -43,7 +43,10 @@ class Bench:
 
     def serve_kind(self, kind, image):
         """The plainest server for a kind of image, to prepare it."""
-        name = {"raw": "file", "fvd": "chain"}.get(kind, "qemu-nbd")
+        if kind == "raw":
+            name = "file"
+        else:
+            name = "chain" if kind.startswith("fvd") else "qemu-nbd"
         return self.serve(who.BY_ID[name], image)
 
     def each(self, contenders, label, measure):

@@ -5,7 +5,7 @@
 import collections
 import os
 
-# kind: of image, see images.py; ours: the targets apply to it.
+# kind: of image, see images.py; ours: needs a build of nbdchain.
 Contender = collections.namedtuple("Contender", "id title kind ours",
                                    defaults=(False,))
 
@@ -15,6 +15,10 @@ ALL = [
     Contender("overwrite", "nbdkit file overwriting", "flat"),
     Contender("chain", "nbdchain", "fvd", ours=True),
     Contender("serve", "nbdchain serve", "fvd", ours=True),
+    Contender("data-file", "nbdchain data_file", "fvd-data", ours=True),
+    Contender("compact", "nbdchain compact", "fvd-compact", ours=True),
+    Contender("small-journal", "nbdchain, journal of 64 KiB",
+              "fvd-small-journal", ours=True),
     Contender("qemu-nbd", "qemu-nbd qcow2", "qcow2"),
     Contender("qsd", "QSD qcow2", "qcow2"),
     Contender("qsd-extl2", "QSD extended_l2", "qcow2-extl2"),
@@ -71,7 +75,7 @@ def command(contender, image, sock, threads, build):
     name = contender.id
     if name in ("file", "file-again", "overwrite"):
         return _nbdkit(sock, threads, "file", image)
-    if name == "chain":
+    if name in ("chain", "data-file", "compact", "small-journal"):
         return _nbdkit(sock, threads, build.plugin, image)
     if name == "serve":
         return [build.cli, "serve", image, "-U", sock,

@@ -17,7 +17,9 @@ Job = collections.namedtuple(
     "Job", "name rw block depth connections fsync once",
     defaults=(1, 0, 0))
 
-Outcome = collections.namedtuple("Outcome", "ops iops bytes_per_s p99_us")
+# p99, p999: completion latency; flush_p99: of the flushes, 0 for none.
+Outcome = collections.namedtuple(
+    "Outcome", "ops iops bytes_per_s p99_us p999_us flush_p99_us")
 
 
 def command(job, uri, size, seconds):
@@ -65,9 +67,14 @@ def parse(text):
     done = job["read"] if job["read"]["total_ios"] else job["write"]
     if not done["total_ios"]:
         raise CellError("fio did no operation")
-    p99 = done["clat_ns"].get("percentile", {}).get("99.000000", 0)
     return Outcome(done["total_ios"], done["iops"], done["bw_bytes"],
-                   p99 / 1e3)
+                   _percentile_us(done["clat_ns"], "99.000000"),
+                   _percentile_us(done["clat_ns"], "99.900000"),
+                   _percentile_us(job["sync"]["lat_ns"], "99.000000"))
+
+
+def _percentile_us(latency, which):
+    return latency.get("percentile", {}).get(which, 0) / 1e3
 
 
 def cpu_per_op(before, after, outcome):

@@ -4,7 +4,8 @@
 
 Chains have three layers.  In "spread" each layer owns a random third of
 the 64 KiB pieces; in "top" every block is in the active layer, which is
-also what the writes go to.
+also what the writes go to.  The contenders "data_file" and "compact"
+have both overlays in that layout.
 """
 
 import fio
@@ -13,8 +14,8 @@ from contenders import REFERENCE
 from table import Group
 
 TITLE = "Data path, all blocks local, 3 layers"
-CONTENDERS = ["file", "file-again", "chain", "serve", "qemu-nbd", "qsd",
-              "qsd-raw"]
+CONTENDERS = ["file", "file-again", "chain", "serve", "data-file",
+              "compact", "qemu-nbd", "qsd", "qsd-raw"]
 DEFAULT_CONTENDERS = CONTENDERS[:-1]
 
 JOBS = [

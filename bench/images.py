@@ -7,7 +7,8 @@ is first wanted, then read through its server and compared with the raw
 file, which also brings it into the page cache.
 
 Kinds of image: raw, flat (raw, but an allocated file where others are
-fresh), fvd, qcow2, qcow2-extl2.
+fresh), fvd, fvd-data (with a data file beside it), fvd-compact,
+fvd-small-journal, qcow2, qcow2-extl2.
 """
 
 import mmap
@@ -21,6 +22,8 @@ from servers import CellError
 PIECE = 65536                   # one layer owns at least so much
 CHUNK = 1 << 20
 SEED = 20261121
+COMPACT_CHUNK = 1 << 20
+DATA_FILE = ".data"             # after the name of its image
 
 
 def _run(argv, env=None):
@@ -40,13 +43,38 @@ def _write_random(path, size):
             image.write(os.urandom(min(PIECE, size - offset)))
 
 
-def sync(path):
-    """Make PATH durable, so that its pages do not disturb what follows."""
-    fd = os.open(path, os.O_RDWR)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
+def files_of(image):
+    """IMAGE, and the data file it may have."""
+    return [path for path in (image, image + DATA_FILE)
+            if os.path.exists(path)]
+
+
+def sync(image):
+    """Make IMAGE durable, so that its pages do not disturb what follows."""
+    for path in files_of(image):
+        fd = os.open(path, os.O_RDWR)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+
+
+def _layout(kind, path):
+    """Options of nbdchain create for an image PATH of KIND."""
+    return {"fvd-data": ["--data-file", path + DATA_FILE],
+            "fvd-compact": ["--compact"],
+            "fvd-small-journal": ["--journal-size", "64K"]}.get(kind, [])
+
+
+def _chunks_shuffled(offsets):
+    """OFFSETS with their chunks in random order, as a disk that was not
+    written from its start to its end has them in a compact image."""
+    chunks = {}
+    for offset in offsets:
+        chunks.setdefault(offset // COMPACT_CHUNK, []).append(offset)
+    order = sorted(chunks)
+    random.Random(SEED).shuffle(order)
+    return [offset for chunk in order for offset in chunks[chunk]]
 
 
 class Mapped:
@@ -124,13 +152,12 @@ class Sets:
 
     def overlay(self, kind, path, backing, backing_kind):
         """An empty overlay over BACKING."""
-        if kind == "fvd":
-            _run([self.build.cli, "create", "-b", backing,
-                  "-F", backing_kind, path], self.build.env)
+        backing_kind = backing_kind.partition("-")[0]
+        if kind.startswith("fvd"):
+            _run([self.build.cli, "create", *_layout(kind, path),
+                  "-b", backing, "-F", backing_kind, path], self.build.env)
             return
         options = ["-o", "extended_l2=on"] if kind == "qcow2-extl2" else []
-        if backing_kind.startswith("qcow2"):
-            backing_kind = "qcow2"
         _run(["qemu-img", "create", "-q", "-f", "qcow2", *options,
               "-b", backing, "-F", backing_kind, path])
 
@@ -142,6 +169,8 @@ class Sets:
 
     def _fill(self, kind, image, offsets):
         """Write the pieces of the disk at OFFSETS through a server."""
+        if kind == "fvd-compact":
+            offsets = _chunks_shuffled(offsets)
         server = self.start(kind, image)
         with Mapped(self.flat()) as data:
             with server.connect() as client:
@@ -216,7 +245,8 @@ class Sets:
     def discard(self, path):
         """Remove what fresh made."""
         if path not in self.made.values():
-            os.unlink(path)
+            for part in files_of(path):
+                os.unlink(part)
 
     def depth(self, kind, layers):
         """A chain of LAYERS overlays, each made by a snapshot and then

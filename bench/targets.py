@@ -10,6 +10,9 @@ reference and "value" the median of the values:
   ratio >=, ratio <=, value >=, value <=    as they say
   lowest <=   the lowest value: for counters of the whole disk, to which
               other processes can only add
+  layout >=, layout <=    the ratio to `nbdchain` with the linear layout
+              instead; missed by less than `nbdkit file` typically differs
+              from itself, it is undecided
 A ratio below 1 says nothing where `nbdkit file` typically differs from
 itself by more than NOISY: such a target is undecided.
 """
@@ -17,12 +20,19 @@ itself by more than NOISY: such a target is undecided.
 import collections
 import statistics
 
-from contenders import AGAIN
+import group_a
+from contenders import AGAIN, BY_ID
 
 NOISY = 0.85
+UNDECIDED = "undecided, the run was too noisy"
 
-Target = collections.namedtuple("Target", "group metric rule limit",
-                                defaults=(None,))
+# contenders: whom it applies to.
+Target = collections.namedtuple("Target",
+                                "group metric rule limit contenders",
+                                defaults=(None, ("chain", "serve")))
+
+_LAYOUTS = ("data-file", "compact")
+LINEAR = BY_ID["chain"]
 
 _DATA_PATH = ("4k randread QD32, spread", "4k randread QD32, top",
               "4k randread 4conn×QD8, spread", "128k seqread QD16, spread",
@@ -31,11 +41,16 @@ _DATA_PATH = ("4k randread QD32, spread", "4k randread QD32, top",
 _FIRST_WRITE = (("4k randwrite QD16", 0.9),
                 ("4k randwrite QD16 fsync/32", 0.9),
                 ("64k seqwrite QD16", 0.95))
+_ALL_DATA_PATH = tuple(job.name for _, job in group_a.JOBS)
 
 TARGETS = [
     *(Target("A", name, "own spread") for name in _DATA_PATH),
     *(Target("A", f"{name}: server CPU/op", "ratio <=", 1.10)
       for name in _DATA_PATH),
+    *(Target("A", name, "layout >=", 0.95, _LAYOUTS)
+      for name in _ALL_DATA_PATH),
+    *(Target("A", f"{name}: server CPU/op", "layout <=", 1 / 0.95, _LAYOUTS)
+      for name in _ALL_DATA_PATH),
     *(Target("B", name, "ratio >=", limit) for name, limit in _FIRST_WRITE),
     *(Target("B", f"{name}: bytes written per byte, {where}", rule, 1.1)
       for name, _ in _FIRST_WRITE
@@ -44,6 +59,10 @@ TARGETS = [
     Target("G", "64 overlays against 1: 4k randread QD32", "value >=",
            0.97),
     Target("G", "64 overlays: open to first read", "value <=", 20),
+    Target("H", "8 TiB, after writes: open to first read", "value <=", 10),
+    Target("H", "8 TiB: memory after writes and reads", "value <=", 24),
+    Target("H", "8 TiB: space used per byte written", "value <=", 1.1),
+    Target("H", "8 TiB: zero the whole disk", "value <=", 100),
 ]
 
 
@@ -72,7 +91,9 @@ def _reference_remark(metric, reference, pick):
 def _figures(target, metric, contender, reference):
     """(figure, limit, remark), or None where nothing was measured."""
     values = metric.got(contender.id)
-    ratios = metric.ratios(contender.id, reference.id)
+    layout = target.rule.startswith("layout")
+    ratios = metric.ratios(contender.id,
+                           LINEAR.id if layout else reference.id)
     if not values:
         return None
     if target.rule.startswith("lowest"):
@@ -89,13 +110,15 @@ def _figures(target, metric, contender, reference):
             _own_remark(metric, reference))
 
 
-def _verdict(target, figure, limit):
-    if target.rule.endswith("<="):
-        return "reached" if figure <= limit else "MISSED"
-    if figure < limit:
-        return "MISSED"
+def _verdict(target, figure, limit, spread):
+    at_most = target.rule.endswith("<=")
+    if figure > limit if at_most else figure < limit:
+        goodness = 1 / figure if at_most else figure
+        within = spread is not None and goodness >= spread
+        return UNDECIDED if target.rule.startswith("layout") and within \
+            else "MISSED"
     if target.rule == "own spread" and limit < NOISY and figure < 1:
-        return "undecided, the run was too noisy"
+        return UNDECIDED
     return "reached"
 
 
@@ -105,10 +128,11 @@ def _judge(target, metric, contender, reference):
     if figures is None:
         return name + "not measured"
     figure, limit, remark = figures
+    spread = _own_spread(metric, reference)
     bound = "at most" if target.rule.endswith("<=") else "at least"
-    ratio = "×" if target.rule.startswith(("ratio", "own")) else ""
+    ratio = "" if target.rule.startswith(("value", "lowest")) else "×"
     return (f"{name}{ratio}{figure:.2f}, "
-            f"{_verdict(target, figure, limit)} "
+            f"{_verdict(target, figure, limit, spread)} "
             f"({bound} {limit:.2f}{remark})")
 
 
@@ -116,11 +140,11 @@ def lines(groups):
     """A line for every target, for every contender of ours."""
     result = []
     for group in groups:
-        ours = [contender for contender in group.contenders
-                if contender.ours]
         for target in TARGETS:
             metric = group.metrics.get(target.metric)
             if target.group == group.name and metric:
                 result += [_judge(target, metric, contender,
-                                  group.reference) for contender in ours]
+                                  group.reference)
+                           for contender in group.contenders
+                           if contender.id in target.contenders]
     return result
