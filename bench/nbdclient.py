@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: BSD-3-Clause
 # Copyright (C) 2026 The nbdchain authors
-"""A small NBD client: one request at a time, in the standard library.
+"""A small NBD client, in the standard library: one request at a time,
+but where it zeros.
 
 It fills images, compares what a server serves with a file, and times
-the first read.  Nothing whose throughput is reported goes through it.
+the first read and the zeroing of a whole disk.  Nothing whose throughput
+is reported goes through it.
 """
 
 import socket
@@ -16,11 +18,18 @@ REPLY_MAGIC = 0x67446698
 OPT_EXPORT_NAME = 1
 FLAG_C_FIXED_NEWSTYLE = 1
 FLAG_C_NO_ZEROES = 2
-CMD_READ, CMD_WRITE, CMD_DISC, CMD_FLUSH = 0, 1, 2, 3
+CMD_READ, CMD_WRITE, CMD_DISC, CMD_FLUSH, CMD_WRITE_ZEROES = 0, 1, 2, 3, 6
+ZERO_MAX = (1 << 32) - (1 << 21)        # aligned, and fits into 32 bits
+IN_FLIGHT = 16
 
 
 class NbdError(Exception):
     """The server hung up, broke the protocol or failed a request."""
+
+
+def _header(command, offset, count):
+    return struct.pack(">IHHQQI", REQUEST_MAGIC, 0, command, 0, offset,
+                       count)
 
 
 class Client:
@@ -67,9 +76,7 @@ class Client:
         return size
 
     def _request(self, command, offset, count, payload=b""):
-        header = struct.pack(">IHHQQI", REQUEST_MAGIC, 0, command, 0,
-                             offset, count)
-        self.sock.sendall(header + payload)
+        self.sock.sendall(_header(command, offset, count) + payload)
 
     def _reply(self):
         magic, error, _ = struct.unpack(">IIQ", self._receive(16))
@@ -86,6 +93,18 @@ class Client:
     def write(self, offset, data):
         self._request(CMD_WRITE, offset, len(data), bytes(data))
         self._reply()
+
+    def zero_all(self):
+        """Zero the whole disk by requests as large as can be, IN_FLIGHT
+        of them at any time."""
+        starts = range(0, self.size, ZERO_MAX)
+        for number, start in enumerate(starts):
+            if number >= IN_FLIGHT:
+                self._reply()
+            self._request(CMD_WRITE_ZEROES, start,
+                          min(ZERO_MAX, self.size - start))
+        for _ in range(min(IN_FLIGHT, len(starts))):
+            self._reply()
 
     def flush(self):
         self._request(CMD_FLUSH, 0, 0)

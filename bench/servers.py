@@ -85,6 +85,16 @@ def _rss_anon(pid):
     return 0
 
 
+def _pss_shmem(pid):
+    """What PID maps of memfds and of memory shared with others, in
+    proportion to how many map it.  Not in RssAnon."""
+    with open(f"/proc/{pid}/smaps_rollup", encoding="ascii") as rollup:
+        for line in rollup:
+            if line.startswith("Pss_Shmem:"):
+                return int(line.split()[1]) * 1024
+    return 0
+
+
 class Server:
     """One running server.  log: file that takes what it prints."""
 
@@ -131,10 +141,10 @@ class Server:
         with self.connect():
             pass
 
-    def first_read(self):
+    def first_read(self, offset=0):
         """Milliseconds from the start of the process to the first byte."""
         with self.connect() as client:
-            client.read(0, 4096)
+            client.read(offset, 4096)
             return (time.monotonic() - self.started) * 1e3
 
     def counters(self):
@@ -148,6 +158,11 @@ class Server:
 
     def rss_anon(self):
         return sum(_rss_anon(pid) for pid in process_tree(self.pid))
+
+    def memory(self):
+        """All that is its own: RssAnon, and the memfds that it maps."""
+        return self.rss_anon() + sum(_pss_shmem(pid)
+                                     for pid in process_tree(self.pid))
 
     def stop(self):
         """Stop it.  Returns what it wrote in all its life.
