@@ -14,7 +14,7 @@
 
 #include "chain.h"
 #include "checked.h"
-#include "compare.h"
+#include "job/compare.h"
 #include "progress.h"
 #include "report.h"
 #include "tls.h"

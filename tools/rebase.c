@@ -13,7 +13,7 @@
 #include "chain.h"
 #include "image.h"
 #include "progress.h"
-#include "rebase.h"
+#include "job/rebase.h"
 #include "report.h"
 #include "tls.h"
 

@@ -25,8 +25,6 @@
 #include "report.h"
 #include "scope.h"
 
-#define SLOTS 256               /* more than NC_RING_THREADS */
-
 struct slot {
   struct nc_piece piece;
   bool is_copied;
@@ -47,7 +45,7 @@ struct nc_ring {
   struct nc_piece planned;
   bool has_ended;               /* there is no next one */
 
-  struct slot slot[SLOTS];
+  struct slot slot[NC_RING_SLOTS];
   uint64_t first, end;          /* slots in use, counted from the start */
   unsigned in_flight, storing;
   struct nc_window window;
@@ -103,7 +101,7 @@ may_begin_locked (const struct nc_ring *ring)
   return is_at_work_locked (ring) && ring->first_errno == 0 &&
     !ring->is_planning && !ring->has_ended &&
     ring->in_flight < limit_locked (ring) &&
-    ring->end - ring->first < SLOTS;
+    ring->end - ring->first < NC_RING_SLOTS;
 }
 
 static void
@@ -181,7 +179,7 @@ begin_locked (struct nc_ring *ring, struct slot **slot)
     ring->has_ended = true;
   if (r != 1)
     return false;
-  *slot = &ring->slot[ring->end++ % SLOTS];
+  *slot = &ring->slot[ring->end++ % NC_RING_SLOTS];
   **slot = (struct slot) { .piece = ring->planned };
   ring->is_planned = false;
   ring->in_flight++;
@@ -243,7 +241,7 @@ give_back_locked (struct nc_ring *ring)
   struct slot *slot;
 
   while (ring->first < ring->end) {
-    slot = &ring->slot[ring->first % SLOTS];
+    slot = &ring->slot[ring->first % NC_RING_SLOTS];
     if (!slot->is_copied)
       break;
     ring->ops->done (ring->opaque, &slot->piece);

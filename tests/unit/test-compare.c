@@ -6,7 +6,7 @@
 
 #include <config.h>
 
-#include "compare.h"
+#include "job/compare.h"
 
 #include <fcntl.h>
 #include <ftw.h>

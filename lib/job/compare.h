@@ -33,8 +33,8 @@ struct nc_compare_options {
   /* Called for each range that differs, in order of offsets, one at a time;
    * not without ALL.  NULL: not called. */
   void (*difference) (void *opaque, const struct nc_compare_range *range);
-  /* DONE of TOTAL bytes of the disk are compared; from any thread, several
-   * at a time.  NULL: not called. */
+  /* DONE of TOTAL bytes of the disk are compared; from any thread, one at a
+   * time.  NULL: not called. */
   void (*progress) (void *opaque, uint64_t done, uint64_t total);
   void *difference_opaque, *progress_opaque;
 };

@@ -32,8 +32,8 @@ struct nc_rebase_options {
   unsigned retry;               /* seconds to wait for a remote; 0: for
                                    ever */
 
-  /* DONE of TOTAL bytes of the disk are settled; from any thread, several at
-   * a time.  NULL: not called. */
+  /* DONE of TOTAL bytes of the disk are settled; from any thread, one at a
+   * time.  NULL: not called. */
   void (*progress) (void *opaque, uint64_t done, uint64_t total);
   void *opaque;
 };
