@@ -43,7 +43,7 @@ teardown ()
     stop "${started_pids[i]}" >/dev/null 2>&1 || :
   done
   for dir in "${loop_devices[@]}"; do
-    losetup -d "$dir" || :
+    losetup -d "$dir" 2>/dev/null || :
   done
   for dir in "${scratch_dirs[@]}"; do
     rm -rf "$dir"

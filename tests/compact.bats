@@ -26,16 +26,11 @@ write_at ()
   qemu-io -f raw -c "write -P 0x55 $2 $3" "$1"
 }
 
-teardown_loop ()
-{
-  [ -z "${loop-}" ] || losetup -d "$loop" || :
-}
-
-# make_device SIZE: device.img as $loop.
+# make_device SIZE: device.img as $device.
 make_device ()
 {
   truncate -s "$1" device.img
-  loop=$(losetup --find --show device.img) || skip "no loop device here"
+  loop_device device.img
 }
 
 @test "the file grows by what is written, in steps of the grow unit" {
@@ -162,24 +157,23 @@ print(int.from_bytes(f.read(8), "little"))')
 @test "an image on a device that has held something else" {
   make_base base.raw 7000000
   make_device 48M
-  yes "what was there before" | head -c 48M | dd of="$loop" status=none
+  yes "what was there before" | head -c 48M | dd of="$device" status=none
   "$NBDCHAIN" create --compact --grow-unit 1M --journal-size 16K \
-    -b base.raw -F raw "$loop" 30000001
+    -b base.raw -F raw "$device" 30000001
   local i
   for i in 1 2; do
-    serve_plain "$loop" "allow=$PWD"
+    serve_plain "$device" "allow=$PWD"
     oracle $((seed + i)) --ops 400 --base base.raw --state state \
       --connections 2 --max-size 200000 "$uri"
     stop "$pid"
-    "$NBDCHAIN" check "$loop"
+    "$NBDCHAIN" check "$device"
   done
-  teardown_loop
 }
 
 @test "a full device is ENOSPC, and nothing else is harmed" {
   make_device 8M
-  "$NBDCHAIN" create --compact --grow-unit 1M "$loop" 16G
-  serve_plain "$loop"
+  "$NBDCHAIN" create --compact --grow-unit 1M "$device" 16G
+  serve_plain "$device"
   write_at "$uri" 0 64k
   run ! qemu-io -f raw -c "write 1G 32M" "$uri"
   [[ $output == *"No space left"* ]]
@@ -187,13 +181,12 @@ print(int.from_bytes(f.read(8), "little"))')
   qemu-io -f raw -c "read -P 0x55 0 128k" -c "read -P 0 128k 512k" "$uri"
   grep "no room for another chunk" plain.err
   stop "$pid"
-  "$NBDCHAIN" check "$loop"
-  teardown_loop
+  "$NBDCHAIN" check "$device"
 }
 
 @test "the command of enlarge= makes the device larger, while others read" {
   make_device 4M
-  "$NBDCHAIN" create --compact --grow-unit 4M "$loop" 16G
+  "$NBDCHAIN" create --compact --grow-unit 4M "$device" 16G
   # The size must be what it asks for, and no more.
   cat >grow <<'EOF'
 [ "$NBDCHAIN_NEEDED" -le "$NBDCHAIN_WANTED" ] || exit 1
@@ -201,15 +194,14 @@ truncate -s "$NBDCHAIN_WANTED" device.img
 losetup -c "$NBDCHAIN_STORAGE"
 echo "$NBDCHAIN_WANTED" >>grown
 EOF
-  serve_plain "$loop" "enlarge=cd '$PWD' && . ./grow"
+  serve_plain "$device" "enlarge=cd '$PWD' && . ./grow"
   write_at "$uri" 10G 64M
   qemu-io -f raw -c "read -P 0x55 10G 64M" "$uri"
   [ "$(wc -l <grown)" -ge 15 ]
   stop "$pid"
-  serve "$loop" --enlarge "exit 7"
+  serve "$device" --enlarge "exit 7"
   run ! qemu-io -f raw -c "write 5G 64M" "$uri"
   grep "enlarge=exit 7: exit code 7" serve.err
   qemu-io -f raw -c "read -P 0x55 10G 64M" "$uri"
   stop "$pid"
-  teardown_loop
 }

@@ -123,12 +123,11 @@ refused ()
 }
 
 @test "a block device" {
-  local loop
   make_base base.raw 3000000
   truncate -s 4M device.raw
   yes old | head -c 4M | dd of=device.raw conv=notrunc status=none
-  loop=$(losetup --find --show device.raw)
-  make_overlay top.fvd base.raw --data-file "$loop"
+  loop_device device.raw
+  make_overlay top.fvd base.raw --data-file "$device"
   serve_plain top.fvd allow=/dev
   oracle "$seed" --ops 400 --base base.raw --state state --connections 2 \
     "$uri"
@@ -136,5 +135,4 @@ refused ()
   serve top.fvd --allow /dev
   oracle 7 --ops 400 --base base.raw --state state --connections 2 "$uri"
   stop "$pid"
-  losetup -d "$loop"
 }

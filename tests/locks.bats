@@ -20,17 +20,6 @@ setup ()
   "$NBDCHAIN" create -b mid.fvd -F fvd top.fvd >/dev/null
 }
 
-# common_teardown: the teardown of common.bash.
-eval "$(declare -f teardown | sed '1s/^teardown/common_teardown/')"
-
-teardown ()
-{
-  local status=0
-  common_teardown || status=$?
-  [ -z "${device-}" ] || losetup -d "$device"
-  return "$status"
-}
-
 # hold_by_nbd, hold_by_daemon, hold_by_io FILE [PROGRAM]: a program of QEMU's
 # that opens FILE for writing and keeps it open; sets $pid.
 hold_by_nbd ()
@@ -193,7 +182,7 @@ qemu_refused ()
 @test "a device that somebody uses gets no image" {
   [ "$(id -u)" -eq 0 ] || skip "needs root"
   truncate -s 8M disk.img
-  device=$(losetup --find --show disk.img) || skip "no loop device"
+  loop_device disk.img
   hold_by_nbd "$device"
   run -1 "$NBDCHAIN" create "$device" 1M
   [[ $output == *"$device: in use by qemu-nbd (process $pid), which "* ]]

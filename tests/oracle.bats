@@ -92,6 +92,29 @@ rounds ()
   rounds large.fvd base.raw --connections 2 --max-size 2500000
 }
 
+@test "an image on a block device, with a base and without" {
+  local i
+  make_base base.raw 3000001
+  truncate -s 8M device.img
+  yes old | head -c 8M | dd of=device.img conv=notrunc status=none
+  loop_device device.img
+  make_overlay "$device" base.raw
+  for i in 1 2; do
+    serve_plain "$device" "allow=$PWD"
+    oracle $((seed * 100 + i)) --ops "$ops" --base base.raw --state state \
+      --connections 2 --overlap "$uri"
+    stop "$pid"
+    "$NBDCHAIN" check "$device"
+  done
+  losetup -d "$device"
+  yes old | head -c 8M | dd of=device.img conv=notrunc status=none
+  loop_device device.img
+  : >base.raw
+  rm state
+  "$NBDCHAIN" create "$device" 3000001
+  rounds "$device" base.raw --connections 2
+}
+
 @test "zeros of the base are recorded, and writes to them are like any other" {
   make_base base.raw 7340031
   fallocate -p -o 1000000 -l 3000000 base.raw

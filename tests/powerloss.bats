@@ -184,6 +184,53 @@ wraps ()
   check_states $((states / 12)) top.fvd
 }
 
+# device_in_dir SIZE NAME: dir/NAME is a block device that has held something
+# else; what it has after a loss of power is given to the server as a file.
+device_in_dir ()
+{
+  truncate -s "$1" device.img
+  yes "something else" | head -c "$1" | dd of=device.img conv=notrunc status=none
+  loop_device device.img
+  mkdir -p dir
+  mknod "dir/$2" b $((16#$(stat -c %t "$device"))) $((16#$(stat -c %T "$device")))
+}
+
+@test "an image on a block device" {
+  device_in_dir 8M top.fvd
+  make_disk 4194301
+  record
+  start_recorded dir/top.fvd
+  workload 1000
+  stop "$pid"
+  log_is_complete
+  wraps
+  check_states $((states / 12)) top.fvd
+}
+
+@test "a compact image on a block device" {
+  device_in_dir 24M top.fvd
+  make_disk 9000001 --compact --grow-unit 1M
+  record
+  start_recorded dir/top.fvd
+  workload 1000
+  stop "$pid"
+  log_is_complete
+  wraps
+  check_states $((states / 12)) top.fvd
+}
+
+@test "a data file on a block device" {
+  device_in_dir 4194816 data.raw
+  make_disk 4194301 --data-file dir/data.raw
+  record
+  start_recorded dir/top.fvd "allow=$PWD/dir"
+  workload 1000
+  stop "$pid"
+  log_is_complete
+  wraps
+  check_states $((states / 12)) top.fvd
+}
+
 @test "zeros of the base are recorded" {
   make_base base.raw 4194301
   fallocate -p -o 100000 -l 2500000 base.raw

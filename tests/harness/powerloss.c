@@ -729,18 +729,19 @@ static uint8_t *
 read_file (const char *dir, const char *name, size_t *size)
 {
   char path[PATH_MAX];
-  struct stat st;
   uint8_t *buf = NULL;
+  off_t end;
   int fd;
 
   snprintf (path, sizeof path, "%s/%s", dir, name);
   fd = open (path, O_RDONLY | O_CLOEXEC);
   if (fd == -1)
     return NULL;
-  if (fstat (fd, &st) == 0 && (buf = malloc (st.st_size + 1)) != NULL) {
+  end = lseek (fd, 0, SEEK_END);        /* of a device, too */
+  if (end != -1 && (buf = malloc (end + 1)) != NULL) {
     *size = 0;
-    while (*size < (size_t) st.st_size) {
-      const ssize_t r = read (fd, buf + *size, st.st_size - *size);
+    while (*size < (size_t) end) {
+      const ssize_t r = pread (fd, buf + *size, end - *size, *size);
 
       if (r <= 0)
         break;
@@ -787,7 +788,7 @@ compare_files (const char *dir, char *const replays[2])
   bool ok = d != NULL;
 
   while (d != NULL && (entry = readdir (d)) != NULL)
-    if (entry->d_type == DT_REG)
+    if (entry->d_type == DT_REG || entry->d_type == DT_BLK)
       ok = compare_file (dir, replays, entry->d_name) && ok;
   if (d != NULL)
     closedir (d);

@@ -91,7 +91,8 @@ below (const char *path)
   return path[directory_len] == '/' ? path + directory_len + 1 : NULL;
 }
 
-/* Is FD a file or directory below the directory?  Then set *INO. */
+/* Is FD a file, a block device or a directory below the directory?  Then set
+ * *INO. */
 static bool
 tracked (int fd, uint64_t *ino)
 {
@@ -107,7 +108,8 @@ tracked (int fd, uint64_t *ino)
     if (n > 0) {
       path[n] = '\0';
       r = below (path) != NULL && fstat (fd, &st) == 0 &&
-        (S_ISREG (st.st_mode) || S_ISDIR (st.st_mode));
+        (S_ISREG (st.st_mode) || S_ISBLK (st.st_mode) ||
+         S_ISDIR (st.st_mode));
       if (r)
         *ino = st.st_ino;
     }

@@ -1133,19 +1133,20 @@ replay_write (struct replay *r, uint64_t instant, struct rng *rng,
 
 static int
 begin_file (struct log *log, int dirfd, const char *name, const char *rel,
-            uint64_t ino, uint64_t size)
+            uint64_t ino)
 {
   const size_t piece = 1 << 20;
   char names[PATH_MAX + 64] = "";
   const size_t length = strlen (rel) + 1;
   uint8_t *buf = malloc (piece);
   const int fd = openat (dirfd, name, O_RDONLY | O_CLOEXEC);
-  uint64_t at;
+  const off_t size = fd == -1 ? -1 : lseek (fd, 0, SEEK_END);
+  off_t at;
   struct log_record record = {
     .type = LOG_INIT_FILE, .ino = ino, .count = size
   };
 
-  if (buf == NULL || fd == -1) {
+  if (buf == NULL || size == -1) {
     perror (rel);
     free (buf);
     return -1;
@@ -1206,8 +1207,8 @@ begin_dir (struct log *log, int parent, const char *name, const char *rel)
     }
     else if (S_ISDIR (st.st_mode))
       r = begin_dir (log, fd, entry->d_name, path);
-    else if (S_ISREG (st.st_mode))
-      r = begin_file (log, fd, entry->d_name, path, st.st_ino, st.st_size);
+    else if (S_ISREG (st.st_mode) || S_ISBLK (st.st_mode))
+      r = begin_file (log, fd, entry->d_name, path, st.st_ino);
   }
   closedir (dir);
   return r;
