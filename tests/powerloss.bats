@@ -6,7 +6,8 @@
 # states that a loss of power could have left are rebuilt and opened, without
 # repair (harness/powerloss.c).
 #
-#   NBDCHAIN_STATES  states in all (default 2400)
+#   NBDCHAIN_STATES  of how many states each test has its share; together
+#                    they have 1.5 times as many (default 1500)
 #   NBDCHAIN_SEED    which (default 1)
 #   NBDCHAIN_KEEP    a directory for the log of a test that failed
 #
@@ -17,7 +18,7 @@
 
 load common
 
-states=${NBDCHAIN_STATES:-2400}
+states=${NBDCHAIN_STATES:-1500}
 if [ -z "${NBDCHAIN_STATES-}" ] && slow; then
   states=240
 fi
