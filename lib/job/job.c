@@ -523,11 +523,27 @@ start_thread (struct nc_job *job)
   return err;
 }
 
+/* The job that JOB has to wait for; NULL: none. */
+static const struct nc_job *
+excluding_locked (const struct nc_jobs *jobs, const struct nc_job *job)
+{
+  const struct nc_job *other;
+
+  for (other = job->type->changes_chain ? jobs->first : NULL; other;
+       other = other->next)
+    if (other->type->changes_chain &&
+        other->info.status != NC_JOB_CONCLUDED &&
+        strcmp (other->info.device, job->info.device) == 0)
+      return other;
+  return NULL;
+}
+
 /* Put JOB at the end of the list, and let it run. */
 static int
 start_locked (struct nc_jobs *jobs, struct nc_job *job,
               char why[NC_JOB_TEXT])
 {
+  const struct nc_job *other;
   struct nc_job **p;
   unsigned n = 0;
   int err;
@@ -536,6 +552,11 @@ start_locked (struct nc_jobs *jobs, struct nc_job *job,
     return refuse (ESHUTDOWN, why, "the server is stopping");
   if (find_locked (jobs, job->info.id))
     return refuse (EEXIST, why, "job id '%s' is in use", job->info.id);
+  other = excluding_locked (jobs, job);
+  if (other)
+    return refuse (EBUSY, why, "job '%s' (%s) changes the chain of '%s': "
+                   "wait until it has ended, or cancel it", other->info.id,
+                   other->info.type, other->info.device);
   for (p = &jobs->first; *p; p = &(*p)->next)
     n++;
   if (n >= NC_JOBS_MAX)

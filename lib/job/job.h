@@ -156,6 +156,10 @@ extern void nc_jobs_each (struct nc_jobs *jobs, nc_job_fn fn, void *opaque)
 struct nc_job_type {
   const char *name;             /* "stream" */
 
+  /* Its end changes which layers the chain has, or what is in those below
+   * the top.  One such job at a time a device: another is refused. */
+  bool changes_chain;
+
   /* The work, in the job's thread.  Returns 0 when it is done; or -1 with
    * nc_job_set_error called, or because nc_job_should_stop. */
   int (*run) (struct nc_job *job, void *opaque);
@@ -190,8 +194,8 @@ struct nc_job_options {
  * OPAQUE is freed by TYPE->free, but stays the caller's on failure.
  * Returns -1 with a message in WHY and errno: EEXIST (the id is in use),
  * EINVAL (not a letter followed by letters, digits, '-', '.', '_', or too
- * long), EBUSY (NC_JOBS_MAX), ESHUTDOWN, ENOMEM; not reported.  Not to be
- * called from a sink. */
+ * long), EBUSY (NC_JOBS_MAX, or the job in WHY excludes it), ESHUTDOWN,
+ * ENOMEM; not reported.  Not to be called from a sink. */
 extern int nc_job_create (struct nc_jobs *jobs, const char *id,
                           const struct nc_job_type *type,
                           const struct nc_job_options *opts, void *opaque,

@@ -589,6 +589,44 @@ test_create (void)
       strstr (why, "job-1") != NULL, "a job that is gone is not found");
 }
 
+/* Jobs that change the chain come one after the other. */
+static void
+test_exclusion (void)
+{
+  static const struct nc_job_type changes = {
+    .name = "changes", .changes_chain = true, .run = fake_run,
+    .wake = fake_wake, .free = fake_free,
+  };
+  const struct nc_job_options disk = {
+    .device = "disk", .manual_dismiss = true,
+  };
+  struct fake a, b, c, d;
+
+  init (&a);
+  init (&b);
+  init (&c);
+  init (&d);
+  must (nc_job_create (jobs, "a", &changes, &disk, &a, why) == 0, "create");
+  ok (nc_job_create (jobs, "b", &changes, &disk, &b, why) == -1 &&
+      errno == EBUSY && strstr (why, "'a' (changes)") != NULL,
+      "a second job that changes the chain is refused, and the first named");
+  ok (create (&c, "c", (struct nc_job_options) { 0 }) == 0 &&
+      nc_job_create (jobs, "d", &changes, &(struct nc_job_options) {
+          .device = "other" }, &d, why) == 0,
+      "not one that does not, nor one on another device");
+  a.go = true;
+  must (nc_job_wait (jobs, "a", -1, &info) == 0, "wait");
+  ok (nc_job_create (jobs, "b", &changes, &disk, &b, why) == 0,
+      "the second may come when the first has ended");
+  must (nc_job_dismiss (jobs, "a", why) == 0, "dismiss");
+  b.go = true;
+  must (nc_job_wait (jobs, "b", -1, &info) == 0 &&
+        nc_job_dismiss (jobs, "b", why) == 0 &&
+        nc_job_cancel (jobs, "c", true, why) == 0 &&
+        nc_job_cancel (jobs, "d", true, why) == 0 && is_freed (&a) &&
+        is_freed (&b) && is_freed (&c) && is_freed (&d), "end");
+}
+
 /* Progress is driven from a job's own thread. */
 static _Atomic (unsigned) bad_progress;
 
@@ -821,6 +859,7 @@ main (void)
   test_pause ();
   test_errors ();
   test_create ();
+  test_exclusion ();
   test_progress ();
   test_speed ();
   test_stop ();
