@@ -694,6 +694,17 @@ nc_chain_layer_name (struct nc_chain *chain, size_t i)
   return layer->name;           /* there until the chain is closed */
 }
 
+const char *
+nc_chain_active_path (struct nc_chain *chain, char uuid[37])
+{
+  struct nc_view *pin = nc_view_pin (&chain->views);
+  const struct nc_layer *active = pin->layers[0];
+
+  nc_uuid_format (&active->uuid, uuid);
+  nc_view_unpin (&chain->views, pin);
+  return active->path;          /* there until the chain is closed */
+}
+
 int
 nc_chain_layer_info (struct nc_chain *chain, size_t i,
                      struct nc_image_info *info)

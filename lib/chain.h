@@ -99,6 +99,12 @@ extern size_t nc_chain_n_layers (struct nc_chain *chain)
 extern const char *nc_chain_layer_name (struct nc_chain *chain, size_t i)
   __attribute__ ((__nonnull__ (1)));
 
+/* The file of the active layer, for as long as the chain is open, and its
+ * UUID ("" = none). */
+extern const char *nc_chain_active_path (struct nc_chain *chain,
+                                         char uuid[37])
+  __attribute__ ((__nonnull__ (1, 2)));
+
 /* Fill in INFO for layer I; release it with nc_image_info_free. */
 extern int nc_chain_layer_info (struct nc_chain *chain, size_t i,
                                 struct nc_image_info *info)

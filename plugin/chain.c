@@ -17,8 +17,10 @@
 #include <inttypes.h>
 #include <stdbool.h>
 #include <stdint.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #define NBDKIT_API_VERSION 2
@@ -47,9 +49,11 @@ static struct {
   struct nc_allow *allow;
   char *tls_certificates, *tls_psk, *tls_username;      /* for remotes */
   char *control;                /* path of the control socket; NULL: none */
+  char *jobs;                   /* path of the record of jobs; NULL: beside
+                                   the image */
   unsigned retry, max_waiting, max_connections;
   enum detect_zeroes detect_zeroes;
-  int follow, read_only;
+  int follow, read_only, resume;
   int keeper_fd, memory_fd;
 } config = {
   .retry = NC_RETRY_DEFAULT,
@@ -114,6 +118,7 @@ chain_unload (void)
   free (config.tls_psk);
   free (config.tls_username);
   free (config.control);
+  free (config.jobs);
 }
 
 /* Options. */
@@ -214,6 +219,10 @@ chain_config (const char *key, const char *value)
     return config_detect_zeroes (value);
   if (strcmp (key, "control") == 0)
     return config_path (key, value, &config.control);
+  if (strcmp (key, "resume") == 0)
+    return config_bool (value, &config.resume);
+  if (strcmp (key, "jobs") == 0)
+    return config_path (key, value, &config.jobs);
   if (strcmp (key, "follow") == 0)
     return config_bool (value, &config.follow);
   if (strcmp (key, "read-only") == 0)
@@ -241,6 +250,10 @@ chain_config_complete (void)
   if (config.tls_username && config.tls_psk == NULL) {
     nbdkit_error ("remote-tls-username= goes with remote-tls-psk=, which is "
                   "missing");
+    return -1;
+  }
+  if (config.jobs && !config.resume) {
+    nbdkit_error ("jobs= goes with resume=true, which is missing");
     return -1;
   }
   return 0;
@@ -275,6 +288,9 @@ chain_config_complete (void)
   "                      only keeps clients from writing.\n" \
   "control=<SOCKET>      Answer to QMP on a Unix socket of this name\n" \
   "                      (default: none).\n" \
+  "resume=<BOOL>         Record which jobs run, and go on with those that ran\n" \
+  "                      when the last server ended (default: false).\n" \
+  "jobs=<FILE>           Where (default: IMAGE.jobs).\n" \
   "keeper=<FD>, memory=<FD>\n" \
   "                      Used by \"nbdchain serve\".\n"
 
@@ -342,6 +358,39 @@ quit (void *opaque __attribute__ ((__unused__)))
     nbdkit_shutdown ();
 }
 
+/* Where jobs are recorded; NULL: nowhere, or memory is short, reported. */
+static char *
+jobs_path (const char *image)
+{
+  struct stat st;
+  char *path;
+
+  if (config.jobs)
+    return strdup (config.jobs);
+  if (stat (image, &st) == -1 || !S_ISREG (st.st_mode))
+    return NULL;
+  return asprintf (&path, "%s.jobs", image) == -1 ? NULL : path;
+}
+
+static int
+resume_jobs (void)
+{
+  static const struct nc_job_kind kinds[] = { { NULL, NULL } };
+  char uuid[37];
+  const char *image = nc_chain_active_path (chain, uuid);
+  NC_FREE char *path = NULL;
+
+  /* Without a UUID nothing tells an image from one that took its name. */
+  if (!config.resume || !nc_chain_is_writable (chain) || *uuid == '\0')
+    return 0;
+  path = jobs_path (image);
+  if (path == NULL) {
+    nc_debug ("%s: which jobs run is not recorded", image);
+    return 0;
+  }
+  return nc_jobs_resume (jobs, path, uuid, "disk", kinds, chain);
+}
+
 static int
 start_control (void)
 {
@@ -369,6 +418,9 @@ chain_after_fork (void)
     if (supervise == NULL)
       return -1;
   }
+  /* What is asked for comes after what was. */
+  if (resume_jobs () == -1)
+    return -1;
   return control ? start_control () : 0;
 }
 

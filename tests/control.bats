@@ -279,3 +279,71 @@ END
   run -1 "$NBDCHAIN" jobs serve.sock
   [[ $output == *"no QMP server"* ]]
 }
+
+# A job of a kind that there is not.
+record ()
+{
+  local uuid
+  uuid=$("$NBDCHAIN" info --json "$1" | member 'D["fvd"]["uuid"]')
+  printf '{"nbdchain-jobs": 1, "uuid": "%s", "jobs": [%s]}' "$uuid" \
+    '{"id": "disk", "type": "dance", "arguments": {}, "speed": 0,
+      "on-error": "report", "paused": false, "auto-finalize": true,
+      "auto-dismiss": true}'
+}
+
+@test "what cannot go on is reported, and stays recorded" {
+  truncate -s 1M base.raw
+  make_overlay top.fvd base.raw
+  record top.fvd >top.fvd.jobs
+  cp top.fvd.jobs before
+  serve top.fvd --control qmp
+  wait_for 20 grep "job 'disk' (dance) cannot go on" serve.err
+  [ "$(ask '{"execute": "query-jobs"}')" = '{"return": []}' ]
+  stop "$pid"
+  cmp before top.fvd.jobs
+}
+
+@test "a record that others could have made is refused, and the disk served" {
+  truncate -s 1M base.raw
+  make_overlay top.fvd base.raw
+  make_overlay other.fvd base.raw
+  record other.fvd >top.fvd.jobs
+  serve top.fvd --control qmp
+  wait_for 20 grep "top.fvd.jobs: no job goes on.*belongs to the image with the UUID" \
+    serve.err
+  qemu-io -f raw -c 'write -P 7 0 64k' "$uri"
+  stop "$pid"
+  record top.fvd >top.fvd.jobs
+  chmod 666 top.fvd.jobs
+  serve top.fvd
+  wait_for 20 grep "top.fvd.jobs: no job goes on.*may write" serve.err
+  stop "$pid"
+  rm top.fvd.jobs
+  mkfifo top.fvd.jobs
+  serve top.fvd
+  wait_for 20 grep "top.fvd.jobs: no job goes on" serve.err
+}
+
+@test "the record can be elsewhere, and is looked at only if it is wanted" {
+  truncate -s 1M base.raw
+  make_overlay top.fvd base.raw
+  mkdir elsewhere
+  record top.fvd | sed 's/dance/sing/' >elsewhere/jobs
+  record top.fvd >top.fvd.jobs
+  serve top.fvd --jobs elsewhere/jobs
+  wait_for 20 grep "(sing) cannot go on" serve.err
+  run ! grep dance serve.err
+  stop "$pid"
+  serve top.fvd --resume off --control qmp
+  ask '{"execute": "query-jobs"}' | grep -q return   # after it would be told
+  run ! grep "cannot go on" serve.err
+  stop "$pid"
+  serve top.fvd --read-only --control qmp
+  ask '{"execute": "query-jobs"}' | grep -q return   # after it would be told
+  run ! grep "cannot go on" serve.err
+  stop "$pid"
+  run -1 "$NBDCHAIN" serve top.fvd -U s --resume off --jobs elsewhere/jobs
+  [[ $output == *"jobs= goes with resume=true"* ]]
+  run -2 "$NBDCHAIN" serve top.fvd -U s --resume maybe
+  [[ $output == *"--resume: 'maybe' is not known: give on or off"* ]]
+}

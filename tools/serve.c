@@ -90,6 +90,10 @@ static const char help[] =
   "How:\n"
   "      --control SOCKET     answer to QMP on this Unix socket: see \"nbdchain\n"
   "                           jobs\", and docs/control.md\n"
+  "      --resume on|off      go on with the jobs that ran when the last\n"
+  "                           server ended (default on)\n"
+  "      --jobs FILE          where it is recorded which these are (default\n"
+  "                           IMAGE.jobs; none for an image on a device)\n"
   "      --threads N          requests of a connection that are served at a\n"
   "                           time, from 2 to 4096 (default 160)\n"
   "      --max-connections N  connections at a time, up to 65536 (default 128;\n"
@@ -105,7 +109,8 @@ static const char help[] =
 
 enum {
   OPT_ALLOW = 256, OPT_BASE, OPT_RETRY, OPT_THREADS, OPT_DETECT_ZEROES,
-  OPT_ENLARGE, OPT_MAX_CONNECTIONS, OPT_CONTROL, OPT_JSON, OPT_SOCKET_MODE,
+  OPT_ENLARGE, OPT_MAX_CONNECTIONS, OPT_CONTROL, OPT_RESUME, OPT_JOBS,
+  OPT_JSON, OPT_SOCKET_MODE,
   OPT_TLS, OPT_TLS_CERTIFICATES, OPT_TLS_PSK, OPT_TLS_VERIFY_PEER,
 };
 
@@ -118,12 +123,14 @@ static const struct option options[] = {
   { "enlarge", required_argument, NULL, OPT_ENLARGE },
   { "help", no_argument, NULL, 'h' },
   { "ipaddr", required_argument, NULL, 'i' },
+  { "jobs", required_argument, NULL, OPT_JOBS },
   { "json", no_argument, NULL, OPT_JSON },
   { "max-connections", required_argument, NULL, OPT_MAX_CONNECTIONS },
   { "port", required_argument, NULL, 'p' },
   { "read-only", no_argument, NULL, 'r' },
   { "readonly", no_argument, NULL, 'r' },
   REMOTE_TLS_OPTIONS,
+  { "resume", required_argument, NULL, OPT_RESUME },
   { "retry", required_argument, NULL, OPT_RETRY },
   { "socket-mode", required_argument, NULL, OPT_SOCKET_MODE },
   { "threads", required_argument, NULL, OPT_THREADS },
@@ -156,7 +163,7 @@ struct serve {
   mode_t socket_mode;
   bool has_socket_mode;
   bool inherited;               /* there is a socket already */
-  bool read_only, json;
+  bool read_only, json, no_resume;
   struct tls tls;
   struct nc_tls remote_tls;
   uint64_t threads, max_connections;
@@ -225,6 +232,17 @@ parse_detect_zeroes (struct serve *serve, const char *text)
 }
 
 static int
+parse_resume (struct serve *serve, const char *text)
+{
+  if (strcmp (text, "on") != 0 && strcmp (text, "off") != 0) {
+    nc_error ("--resume: '%s' is not known: give on or off", text);
+    return -1;
+  }
+  serve->no_resume = strcmp (text, "off") == 0;
+  return 0;
+}
+
+static int
 parse_tls_mode (struct serve *serve, const char *text)
 {
   if (strcmp (text, "require") != 0 && strcmp (text, "on") != 0 &&
@@ -276,6 +294,11 @@ parse_option (struct serve *serve, int c, const char *value)
     return parse_detect_zeroes (serve, value);
   case OPT_CONTROL:
     add_arg (&serve->parameters, "control=%s", value);
+    return 0;
+  case OPT_RESUME:
+    return parse_resume (serve, value);
+  case OPT_JOBS:
+    add_arg (&serve->parameters, "jobs=%s", value);
     return 0;
   case OPT_THREADS:
     return parse_number ("--threads", value, 2, THREADS_MAX,
@@ -427,6 +450,7 @@ make_command (const struct serve *serve, const char *image, char *extra[],
   if (serve->remote_tls.username)
     add_arg (command, "remote-tls-username=%s", serve->remote_tls.username);
   add_arg (command, "follow=true");
+  add_arg (command, "resume=%s", serve->no_resume ? "false" : "true");
   if (serve->read_only)
     add_arg (command, "read-only=true");
   add_arg (command, "max-waiting=%" PRIu64, serve->threads - 1);

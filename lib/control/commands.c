@@ -70,13 +70,9 @@ quit (void *opaque, json_t *args __attribute__ ((__unused__)),
 static void
 add_measures (json_t *job, const struct nc_job_info *info)
 {
-  static const char *const policies[] = {
-    [NC_ON_ERROR_REPORT] = "report", [NC_ON_ERROR_IGNORE] = "ignore",
-    [NC_ON_ERROR_ENOSPC] = "enospc", [NC_ON_ERROR_STOP] = "stop",
-  };
   json_t *more =
     json_pack ("{s:s, s:s, s:I, s:I, s:I, s:I}",
-               "x-on-error", policies[info->on_error],
+               "x-on-error", nc_on_error_name (info->on_error),
                "x-limit", nc_job_limit_name (info->limit),
                "x-rate", (json_int_t) info->rate,
                "x-copied", (json_int_t) info->count[NC_COUNT_COPIED],

@@ -11,6 +11,10 @@
  * holds a reference; who gives up the last one frees what the type's
  * functions work on, and puts the job on the list of the dead, from which
  * its thread is joined.
+ *
+ * What is recorded is the list as it is at a moment, so that nobody needs to
+ * know what changed: who changed something that is recorded calls record,
+ * without the lock.
  */
 
 #include <config.h>
@@ -28,6 +32,7 @@
 #include <time.h>
 
 #include "job/rate.h"
+#include "job/record.h"
 #include "report.h"
 #include "scope.h"
 
@@ -41,6 +46,7 @@ struct nc_job {
   struct nc_job *next;          /* in jobs->first or jobs->dead */
   const struct nc_job_type *type;
   void *opaque;
+  json_t *arguments;            /* never changed; NULL: not recorded */
   pthread_t thread;
   pthread_cond_t changed;       /* anything below; asked for or happened */
 
@@ -49,6 +55,7 @@ struct nc_job {
   unsigned refs;
   struct nc_job_info info;
   bool forced, complete, finalize;      /* asked for */
+  bool ended;                   /* by itself: not to be done again */
   unsigned asked;               /* how often anything was, */
   unsigned seen;                /* and that at the last pause point */
   _Atomic (bool) wanted;
@@ -69,6 +76,14 @@ struct nc_jobs {
   bool stopped;
   nc_job_sink sink;
   void *sink_opaque;
+
+  pthread_mutex_t record_lock;  /* taken before lock, and held across the
+                                   writing; guards what follows */
+  char *record_path;            /* NULL: nothing is recorded */
+  char *record_uuid;
+  json_t *recorded;             /* what is in the file, */
+  bool record_failed;           /* or ought to be */
+  json_t *dormant;              /* of that: could not be started */
 };
 
 static uint64_t
@@ -121,6 +136,28 @@ nc_job_limit_name (enum nc_job_limit limit)
   };
 
   return names[limit];
+}
+
+static const char *const policies[] = {
+  [NC_ON_ERROR_REPORT] = "report", [NC_ON_ERROR_IGNORE] = "ignore",
+  [NC_ON_ERROR_ENOSPC] = "enospc", [NC_ON_ERROR_STOP] = "stop",
+};
+
+const char *
+nc_on_error_name (enum nc_on_error policy)
+{
+  return policies[policy];
+}
+
+int
+nc_on_error_parse (const char *word, enum nc_on_error *policy)
+{
+  for (unsigned i = 0; i < sizeof policies / sizeof policies[0]; i++)
+    if (strcmp (word, policies[i]) == 0) {
+      *policy = (enum nc_on_error) i;
+      return 0;
+    }
+  return -1;
 }
 
 #define IN(status) (1u << NC_JOB_##status)
@@ -281,11 +318,18 @@ unref (struct nc_job *job)
 }
 
 static void
+release (struct nc_job *job)
+{
+  pthread_cond_destroy (&job->changed);
+  json_decref (job->arguments);
+  free (job);
+}
+
+static void
 destroy (struct nc_job *job)
 {
   pthread_join (job->thread, NULL);
-  pthread_cond_destroy (&job->changed);
-  free (job);
+  release (job);
 }
 
 /* Join the threads of jobs that are gone. */
@@ -303,6 +347,103 @@ reap (struct nc_jobs *jobs)
     next = job->next;
     destroy (job);
   }
+}
+
+/* What is recorded. */
+
+static int
+append_entry_locked (json_t *entries, const struct nc_job *job)
+{
+  const struct nc_job_info *info = &job->info;
+  const struct nc_record_entry entry = {
+    .id = info->id, .type = info->type, .arguments = job->arguments,
+    .speed = info->speed, .on_error = info->on_error,
+    /* Not after an error: a new start is a new try. */
+    .paused = info->paused && info->io_status == NC_IO_OK,
+    .auto_finalize = info->auto_finalize, .auto_dismiss = info->auto_dismiss,
+  };
+
+  return json_array_append_new (entries, nc_record_encode (&entry));
+}
+
+static bool
+is_to_be_recorded (const struct nc_job *job)
+{
+  return job->arguments && !job->ended && !job->forced;
+}
+
+static const char *
+id_of_entry (const json_t *entry)
+{
+  return json_string_value (json_object_get (entry, "id"));
+}
+
+/* While jobs are stopped they leave the list, but not the file. */
+static json_t *
+entries_after_stop_locked (struct nc_jobs *jobs)
+{
+  json_t *entries = json_copy (jobs->recorded);
+
+  for (size_t i = json_array_size (entries); i-- > 0; ) {
+    const struct nc_job *job =
+      find_locked (jobs, id_of_entry (json_array_get (entries, i)));
+
+    if (job && !is_to_be_recorded (job))
+      json_array_remove (entries, i);
+  }
+  return entries;
+}
+
+/* What was not started is forgotten for a job of its name. */
+static void
+forget_dormant_locked (struct nc_jobs *jobs)
+{
+  for (size_t i = json_array_size (jobs->dormant); i-- > 0; )
+    if (find_locked (jobs, id_of_entry (json_array_get (jobs->dormant, i))))
+      json_array_remove (jobs->dormant, i);
+}
+
+/* What is to be in the file; NULL if memory is short. */
+static json_t *
+entries_to_record (struct nc_jobs *jobs)
+{
+  json_t *entries;
+  int r = 0;
+
+  NC_LOCKED (&jobs->lock);
+  if (jobs->stopped)
+    return entries_after_stop_locked (jobs);
+  forget_dormant_locked (jobs);
+  entries = json_array ();
+  for (const struct nc_job *job = jobs->first; job; job = job->next)
+    if (is_to_be_recorded (job))
+      r |= append_entry_locked (entries, job);
+  r |= json_array_extend (entries, jobs->dormant);
+  if (r == 0)
+    return entries;
+  json_decref (entries);
+  return NULL;
+}
+
+/* Bring the file up to date. */
+static void
+record (struct nc_jobs *jobs)
+{
+  json_t *entries;
+
+  NC_LOCKED (&jobs->record_lock);
+  if (jobs->record_path == NULL)
+    return;
+  entries = entries_to_record (jobs);
+  if (entries == NULL) {
+    nc_error ("%s: out of memory", jobs->record_path);
+    return;
+  }
+  if (jobs->record_failed || !json_equal (entries, jobs->recorded))
+    jobs->record_failed = nc_record_write (jobs->record_path,
+                                           jobs->record_uuid, entries) == -1;
+  json_decref (jobs->recorded);
+  jobs->recorded = entries;
 }
 
 /* The thread of a job. */
@@ -379,6 +520,11 @@ conclude (struct nc_job *job, int r)
   {
     NC_LOCKED (&jobs->lock);
     job->info.busy = false;
+    job->ended = r == 0 || !jobs->stopped;
+  }
+  record (jobs);                /* before anybody hears of the end */
+  {
+    NC_LOCKED (&jobs->lock);
     if (r == -1)
       abort_locked (job);
     else
@@ -431,6 +577,7 @@ nc_jobs_new (void)
     return NULL;
   }
   pthread_mutex_init (&jobs->lock, NULL);
+  pthread_mutex_init (&jobs->record_lock, NULL);
   pthread_cond_init (&jobs->ended, NULL);
   return jobs;
 }
@@ -486,6 +633,11 @@ new_job (struct nc_jobs *jobs, const char *id,
 
   if (job == NULL)
     return NULL;
+  if (opts->arguments &&
+      (job->arguments = json_deep_copy (opts->arguments)) == NULL) {
+    free (job);
+    return NULL;
+  }
   job->jobs = jobs;
   job->type = type;
   job->opaque = opaque;
@@ -596,10 +748,90 @@ nc_job_create (struct nc_jobs *jobs, const char *id,
     r = start_locked (jobs, job, why);
   }
   if (r == -1) {
-    pthread_cond_destroy (&job->changed);
-    free (job);
+    const int err = errno;
+
+    release (job);
+    errno = err;
   }
+  else
+    record (jobs);
   return r;
+}
+
+/* Going on. */
+
+static int
+start_again (struct nc_jobs *jobs, const struct nc_job_kind *kind,
+             void *opaque, const struct nc_record_entry *entry,
+             const char *device, char why[NC_JOB_TEXT])
+{
+  const struct nc_job_options opts = {
+    .device = device,
+    .speed = entry->speed,
+    .on_error = entry->on_error,
+    .manual_finalize = !entry->auto_finalize,
+    .manual_dismiss = !entry->auto_dismiss,
+    .paused = entry->paused,
+    .arguments = entry->arguments,
+  };
+
+  while (kind->type && strcmp (kind->type, entry->type) != 0)
+    kind++;
+  if (kind->type == NULL)
+    return refuse (ENOTSUP, why, "this version of nbdchain has no such type "
+                   "of job");
+  return kind->start (opaque, jobs, entry->id, entry->arguments, &opts, why);
+}
+
+/* Start what ENTRIES say.  Returns a list of those for which that fails. */
+static json_t *
+start_entries (struct nc_jobs *jobs, json_t *entries,
+               const struct nc_job_kind *kinds, void *opaque,
+               const char *device)
+{
+  json_t *failed = json_array (), *json;
+  char why[NC_JOB_TEXT];
+  size_t i;
+
+  json_array_foreach (entries, i, json) {
+    struct nc_record_entry entry;
+
+    if (nc_record_decode (json, &entry) == 0 &&
+        start_again (jobs, kinds, opaque, &entry, device, why) == -1) {
+      nc_error ("job '%.*s' (%.40s) cannot go on from where it was: %s; it "
+                "stays recorded until another of that name is started",
+                NC_JOB_ID_MAX, entry.id, entry.type, why);
+      json_array_append (failed, json);
+    }
+  }
+  return failed;
+}
+
+int
+nc_jobs_resume (struct nc_jobs *jobs, const char *path, const char *uuid,
+                const char *device, const struct nc_job_kind *kinds,
+                void *opaque)
+{
+  json_t *entries = nc_record_read (path, uuid), *failed;
+  char *path_copy = strdup (path), *uuid_copy = strdup (uuid);
+
+  if (entries == NULL || path_copy == NULL || uuid_copy == NULL) {
+    nc_error ("%s: out of memory", path);
+    json_decref (entries);
+    free (path_copy);
+    free (uuid_copy);
+    return -1;
+  }
+  failed = start_entries (jobs, entries, kinds, opaque, device);
+  {
+    NC_LOCKED (&jobs->record_lock);
+    jobs->record_path = path_copy;
+    jobs->record_uuid = uuid_copy;
+    jobs->recorded = entries;
+    jobs->dormant = failed;
+  }
+  record (jobs);
+  return 0;
 }
 
 /* Stopping. */
@@ -655,7 +887,12 @@ nc_jobs_free (struct nc_jobs *jobs)
     unref (job);
   }
   reap (jobs);
+  json_decref (jobs->recorded);
+  json_decref (jobs->dormant);
+  free (jobs->record_path);
+  free (jobs->record_uuid);
   pthread_cond_destroy (&jobs->ended);
+  pthread_mutex_destroy (&jobs->record_lock);
   pthread_mutex_destroy (&jobs->lock);
   free (jobs);
 }
@@ -821,6 +1058,7 @@ act (struct nc_jobs *jobs, const char *id, enum nc_job_verb verb,
   }
   tell_type (job, verb);
   unref (job);
+  record (jobs);
   reap (jobs);
   return 0;
 }

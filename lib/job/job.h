@@ -21,6 +21,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
+struct json_t;
 struct nc_job;
 struct nc_jobs;
 
@@ -53,6 +54,11 @@ enum nc_on_error {
   NC_ON_ERROR_ENOSPC,           /* stop if storage is full, else report */
   NC_ON_ERROR_STOP,             /* pause; resume tries again */
 };
+
+/* Words of QMP.  The latter returns -1 if WORD is none of them. */
+extern const char *nc_on_error_name (enum nc_on_error policy);
+extern int nc_on_error_parse (const char *word, enum nc_on_error *policy)
+  __attribute__ ((__nonnull__ (1, 2)));
 
 /* What nc_job_error decided. */
 enum nc_job_action {
@@ -188,6 +194,10 @@ struct nc_job_options {
   enum nc_on_error on_error;
   bool manual_finalize, manual_dismiss; /* auto-... = false */
   bool paused;                  /* starts paused, as before a restart */
+
+  /* An object, from which its start (nc_jobs_resume) can make the job again
+   * after a restart; it is copied.  NULL: it ends with the server. */
+  struct json_t *arguments;
 };
 
 /* Create a job and start its thread.  ID NULL: the device's name.
@@ -195,12 +205,40 @@ struct nc_job_options {
  * Returns -1 with a message in WHY and errno: EEXIST (the id is in use),
  * EINVAL (not a letter followed by letters, digits, '-', '.', '_', or too
  * long), EBUSY (NC_JOBS_MAX, or the job in WHY excludes it), ESHUTDOWN,
- * ENOMEM; not reported.  Not to be called from a sink. */
+ * ENOMEM; not reported.  Not to be called from a sink.
+ * When it returns 0, the job is recorded (nc_jobs_resume), as it is after a
+ * verb below has returned; an error of that is reported, and no more. */
 extern int nc_job_create (struct nc_jobs *jobs, const char *id,
                           const struct nc_job_type *type,
                           const struct nc_job_options *opts, void *opaque,
                           char why[NC_JOB_TEXT])
   __attribute__ ((__nonnull__ (1, 3, 4, 6)));
+
+/* Makes a job anew: nc_job_create with ID, OPTS (of which all is filled in)
+ * and what ARGS say, which nothing vouches for; a type whose job wants OPTS
+ * to be otherwise refuses.  What needs a remote is the job's to do.
+ * Returns as nc_job_create. */
+typedef int (*nc_job_start_fn) (void *opaque, struct nc_jobs *jobs,
+                                const char *id, struct json_t *args,
+                                const struct nc_job_options *opts,
+                                char why[NC_JOB_TEXT]);
+
+struct nc_job_kind {
+  const char *type;             /* NULL ends a list */
+  nc_job_start_fn start;
+};
+
+/* Start anew, on DEVICE, the jobs that are recorded in the file PATH for the
+ * image with UUID (as text), by the KINDS, which get OPAQUE; and from now on
+ * record there which jobs with arguments run, until each of them ends by
+ * itself or is cancelled.  What nc_jobs_stop stops stays recorded, so does
+ * what cannot be started, which is reported, until there is another job of
+ * that id.  Once, and before others use JOBS; DEVICE outlives it.
+ * Returns -1 if memory is short, reported. */
+extern int nc_jobs_resume (struct nc_jobs *jobs, const char *path,
+                           const char *uuid, const char *device,
+                           const struct nc_job_kind *kinds, void *opaque)
+  __attribute__ ((__nonnull__ (1, 2, 3, 4, 5)));
 
 /* What an operator asks for.  Returns 0; or -1 with a message in WHY and
  * errno: ENOENT (no such job), EBUSY (not in this state); not reported.
