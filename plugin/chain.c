@@ -526,6 +526,16 @@ chain_can_fua (void *handle __attribute__ ((__unused__)))
 
 /* Requests. */
 
+/* Also tell the operator that a request failed, if it did: R is -1 with errno
+ * then.  Returns R. */
+static int
+telling (int r, enum nc_job_operation operation)
+{
+  if (r == -1 && control && errno != ESHUTDOWN && errno != ENOTSUP)
+    nc_control_io_error (control, operation, errno);
+  return r;
+}
+
 static unsigned
 request_flags (uint32_t flags)
 {
@@ -538,7 +548,7 @@ static int
 chain_pread (void *handle, void *buf, uint32_t count, uint64_t offset,
              uint32_t flags __attribute__ ((__unused__)))
 {
-  return nc_export_pread (handle, buf, count, offset);
+  return telling (nc_export_pread (handle, buf, count, offset), NC_JOB_READ);
 }
 
 static bool
@@ -556,34 +566,37 @@ chain_pwrite (void *handle, const void *buf, uint32_t count,
   if (config.detect_zeroes != DETECT_OFF && is_zero (buf, count)) {
     if (config.detect_zeroes == DETECT_UNMAP)
       f |= NC_REQ_MAY_TRIM;
-    return nc_export_zero (handle, offset, count, f);
+    return telling (nc_export_zero (handle, offset, count, f), NC_JOB_WRITE);
   }
-  return nc_export_pwrite (handle, buf, count, offset, f);
+  return telling (nc_export_pwrite (handle, buf, count, offset, f),
+                  NC_JOB_WRITE);
 }
 
 static int
 chain_zero (void *handle, uint32_t count, uint64_t offset, uint32_t flags)
 {
-  return nc_export_zero (handle, offset, count, request_flags (flags));
+  return telling (nc_export_zero (handle, offset, count,
+                                  request_flags (flags)), NC_JOB_WRITE);
 }
 
 static int
 chain_trim (void *handle, uint32_t count, uint64_t offset, uint32_t flags)
 {
-  return nc_export_trim (handle, offset, count, request_flags (flags));
+  return telling (nc_export_trim (handle, offset, count,
+                                  request_flags (flags)), NC_JOB_WRITE);
 }
 
 static int
 chain_flush (void *handle, uint32_t flags __attribute__ ((__unused__)))
 {
-  return nc_export_flush (handle);
+  return telling (nc_export_flush (handle), NC_JOB_WRITE);
 }
 
 static int
 chain_cache (void *handle, uint32_t count, uint64_t offset,
              uint32_t flags __attribute__ ((__unused__)))
 {
-  return nc_export_populate (handle, offset, count);
+  return telling (nc_export_populate (handle, offset, count), NC_JOB_READ);
 }
 
 static int

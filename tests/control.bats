@@ -228,6 +228,30 @@ assert not missing, missing
 END
 }
 
+@test "the operator is told that requests of a client fail" {
+  truncate -s 1M base.raw
+  serve_by base "$NBDKIT" -f -r --filter=error -- file base.raw \
+    error-pread-rate=100% error-file="$PWD/fail"
+  local base=$uri
+  make_overlay top.fvd "$base"
+  serve top.fvd --allow "$base" --control qmp
+  start watch "$qmp" watch qmp
+  wait_for 20 test -s watch.out
+  qemu-io -f raw -c 'read 0 64k' "$uri"
+  touch fail
+  for ((i = 0; i < 5; i++)); do
+    run qemu-io -f raw -c 'read 0 64k' "$uri"
+    [[ $output == *"read failed: Input/output error"* ]]
+  done
+  wait_for 20 grep -q BLOCK_IO_ERROR watch.out
+  sed 1d watch.out >events
+  [ "$(wc -l <events)" -lt 5 ]
+  head -n 1 events | member 'str(D["data"])' >data
+  [ "$(cat data)" = "{'action': 'report', 'device': 'disk', 'node-name': \
+'top.fvd', 'nospace': False, 'operation': 'read', 'reason': \
+'Input/output error', 'x-count': 1}" ]
+}
+
 @test "every command is in docs/control.md, and the other way round" {
   serve_chain
   ask '{"execute": "query-commands"}' |

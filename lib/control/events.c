@@ -1,14 +1,20 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /* Copyright (C) 2026 The nbdchain authors */
 
-/* What happens to jobs, in the words of QMP. */
+/* What happens to jobs and to clients' requests, in the words of QMP. */
 
 #include <config.h>
 
 #include "control/commands.h"
 
+#include <errno.h>
+#include <string.h>
+
 #include "control/command.h"
 #include "job/job.h"
+#include "scope.h"
+
+#define IO_ERROR_PAUSE UINT64_C (1000000000)    /* nanoseconds */
 
 static json_t *
 status_data (const struct nc_job_info *info)
@@ -73,4 +79,42 @@ nc_control_job_event (void *control, const struct nc_job_event *event)
     nc_control_event (control, "BLOCK_JOB_ERROR", error_data (event));
     break;
   }
+}
+
+/* Whether a failure of this kind is to be told now; then *COUNT is how many
+ * there were since one was told, with this one. */
+static bool
+is_due (struct nc_io_errors *errors, unsigned kind, uint64_t now,
+        uint64_t *count)
+{
+  NC_LOCKED (&errors->lock);
+  *count = ++errors->kind[kind].count;
+  if (errors->kind[kind].told &&
+      now - errors->kind[kind].told < IO_ERROR_PAUSE)
+    return false;
+  errors->kind[kind].told = now;
+  errors->kind[kind].count = 0;
+  return true;
+}
+
+json_t *
+nc_io_error_data (struct nc_io_errors *errors,
+                  enum nc_job_operation operation, int err, const char *node,
+                  uint64_t now)
+{
+  const bool full = err == ENOSPC || err == EDQUOT;
+  uint64_t count;
+  json_t *data;
+
+  if (!is_due (errors, operation == NC_JOB_READ ? NC_IO_READ
+               : full ? NC_IO_WRITE_NOSPACE : NC_IO_WRITE, now, &count))
+    return NULL;
+  data = json_pack ("{s:s, s:s, s:s, s:b, s:s, s:I}", "device", "disk",
+                    "operation",
+                    operation == NC_JOB_READ ? "read" : "write",
+                    "action", "report", "nospace", (int) full,
+                    "reason", strerror (err), "x-count", (json_int_t) count);
+  if (data && node)
+    json_object_set_new (data, "node-name", nc_json_text (node));
+  return data;
 }

@@ -28,8 +28,10 @@
 #include <sys/stat.h>
 #include <sys/time.h>
 #include <sys/un.h>
+#include <time.h>
 #include <unistd.h>
 
+#include "chain.h"
 #include "control/command.h"
 #include "control/commands.h"
 #include "control/frame.h"
@@ -71,6 +73,7 @@ struct nc_control {
   int fd, wake_fd;              /* wake_fd: a client is gone, or all end */
   struct nc_commands commands;
   struct nc_control_state state;
+  struct nc_io_errors io_errors;
 
   pthread_t thread;
   bool started, stopped;        /* of who starts and stops */
@@ -181,6 +184,24 @@ nc_control_event (struct nc_control *control, const char *name,
     else
       wake (c->wake_fd);
   }
+}
+
+void
+nc_control_io_error (struct nc_control *control,
+                     enum nc_job_operation operation, int err)
+{
+  struct nc_chain *chain = control->state.opts.chain;
+  const int saved = errno;
+  struct timespec now;
+  json_t *data;
+
+  clock_gettime (CLOCK_MONOTONIC, &now);
+  data = nc_io_error_data (&control->io_errors, operation, err,
+                           chain ? nc_chain_layer_name (chain, 0) : NULL,
+                           (uint64_t) now.tv_sec * 1000000000 + now.tv_nsec);
+  if (data)
+    nc_control_event (control, "BLOCK_IO_ERROR", data);
+  errno = saved;
 }
 
 /* A client, in its thread. */
@@ -604,6 +625,7 @@ nc_control_open (const char *path)
   }
   control->fd = -1;
   pthread_mutex_init (&control->lock, NULL);
+  pthread_mutex_init (&control->io_errors.lock, NULL);
   control->path = strdup (path);
   control->wake_fd = eventfd (0, EFD_CLOEXEC | EFD_NONBLOCK);
   if (control->path == NULL || control->wake_fd == -1)
@@ -709,6 +731,7 @@ nc_control_close (struct nc_control *control)
   if (control->wake_fd >= 0)
     close (control->wake_fd);
   pthread_mutex_destroy (&control->lock);
+  pthread_mutex_destroy (&control->io_errors.lock);
   free (control->path);
   free (control);
 }

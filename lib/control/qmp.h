@@ -13,6 +13,8 @@
 
 #include <jansson.h>
 
+#include "job/job.h"
+
 struct nc_chain;
 struct nc_command;
 struct nc_control;
@@ -53,6 +55,13 @@ extern int nc_control_start (struct nc_control *control,
 extern void nc_control_event (struct nc_control *control, const char *name,
                               json_t *data)
   __attribute__ ((__nonnull__ (1, 2)));
+
+/* A request of a client of the disk failed with errno ERR: send
+ * BLOCK_IO_ERROR, at most once a second for reads, for writes, and for
+ * writes that found no space.  As above, and keeps errno. */
+extern void nc_control_io_error (struct nc_control *control,
+                                 enum nc_job_operation operation, int err)
+  __attribute__ ((__nonnull__ (1)));
 
 /* Remove the socket, send what can be sent at once, hang up.  Returns when
  * all threads have ended.  Not from a command.  Idempotent. */

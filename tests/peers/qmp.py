@@ -8,6 +8,7 @@
 #                                     print each reply
 #   qmp.py shapes SOCKET < COMMANDS   the same, but print of each reply its
 #                                     error class, or the types of what it has
+#   qmp.py watch SOCKET               print the events, until the server goes
 #   qmp.py hostile SOCKET WHAT        misbehave; see the functions
 #   qmp.py as-user UID SOCKET         come as another user; print what is said
 #
@@ -90,6 +91,15 @@ def script(path, show):
     for line in sys.stdin:
         client.send(line)
         print(json.dumps(show(client.reply()), sort_keys=True))
+
+
+def watch(path):
+    client = Client(path).negotiate()
+    client.sock.settimeout(None)
+    print("watching", flush=True)
+    while message := client.hear():
+        assert "event" in message
+        print(json.dumps(message, sort_keys=True), flush=True)
 
 
 # Each misbehaves, and shows that a client who came before is served as ever.
@@ -224,6 +234,8 @@ def main():
         script(args[0], lambda reply: reply)
     elif what == "shapes":
         script(args[0], outline)
+    elif what == "watch":
+        watch(args[0])
     elif what == "hostile":
         hostile(*args)
     else:

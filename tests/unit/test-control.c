@@ -15,6 +15,7 @@
 #include <sys/un.h>
 
 #include "control/command.h"
+#include "control/commands.h"
 #include "job/job.h"
 #include "tap.h"
 
@@ -352,6 +353,57 @@ test_life (void)
   hang_up (&deaf);
 }
 
+/* What is said of a failed request at the millisecond MS; "" if nothing. */
+static bool
+io_error_is (struct nc_io_errors *errors, enum nc_job_operation operation,
+             int err, uint64_t ms, const char *text)
+{
+  json_t *data = nc_io_error_data (errors, operation, err, "top.fvd",
+                                   ms * 1000000);
+  char *said = json_dumps (data, JSON_COMPACT);
+  const bool good = said ? *text && strstr (said, text) != NULL
+    : *text == '\0';
+
+  if (!good)
+    note ("%s", said ? said : "nothing");
+  free (said);
+  json_decref (data);
+  return good;
+}
+
+static void
+test_io_errors (void)
+{
+  struct nc_io_errors errors = { .lock = PTHREAD_MUTEX_INITIALIZER };
+  struct peer p = negotiated ();
+
+  ok (io_error_is (&errors, NC_JOB_READ, EIO, 5000, "\"x-count\":1") &&
+      io_error_is (&errors, NC_JOB_READ, EIO, 5000, "") &&
+      io_error_is (&errors, NC_JOB_READ, ENOSPC, 5999, "") &&
+      io_error_is (&errors, NC_JOB_READ, EIO, 6000, "\"x-count\":3") &&
+      io_error_is (&errors, NC_JOB_READ, EIO, 6500, "") &&
+      io_error_is (&errors, NC_JOB_READ, EIO, 60000, "\"x-count\":2"),
+      "failed requests are told once a second, and counted");
+  ok (io_error_is (&errors, NC_JOB_WRITE, EIO, 60000, "\"nospace\":false") &&
+      io_error_is (&errors, NC_JOB_WRITE, ENOSPC, 60000,
+                   "\"nospace\":true") &&
+      io_error_is (&errors, NC_JOB_WRITE, EDQUOT, 60999, "") &&
+      io_error_is (&errors, NC_JOB_WRITE, EDQUOT, 61000, "\"x-count\":2"),
+      "each kind by itself");
+  errno = EBADF;
+  nc_control_io_error (control, NC_JOB_WRITE, ENOSPC);
+  ok (errno == EBADF && hears (&p, "BLOCK_IO_ERROR...\"device\":\"disk\""
+                               "...\"operation\":\"write\""),
+      "a failed request is an event");
+  for (unsigned i = 0; i < 10000; i++)
+    nc_control_io_error (control, NC_JOB_WRITE, ENOSPC);
+  nc_control_event (control, "X_TEST", json_object ());
+  for (unsigned i = 0; i < 1000 && hears (&p, "BLOCK_IO_ERROR"); i++)
+    ;
+  ok (strstr (p.line, "X_TEST") != NULL, "a flood of them is a few events");
+  hang_up (&p);
+}
+
 /* Whether the server hangs up on P after whatever it sends. */
 static bool
 is_hung_up (struct peer *p)
@@ -554,6 +606,7 @@ main (void)
   test_socket ();
   test_commands ();
   test_life ();
+  test_io_errors ();
   test_slow ();
   test_many ();
   test_storm (seed);
