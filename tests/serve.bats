@@ -233,6 +233,7 @@ base=x
 retry=7
 detect-zeroes=unmap
 follow=true
+resume=true
 read-only=true
 max-waiting=19
 max-connections=7
