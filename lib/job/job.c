@@ -8,9 +8,10 @@
  * order in which things happen.  No function of a type is called under it.
  *
  * A job belongs to the list until it is null.  Who uses it without the lock
- * holds a reference; who gives up the last one frees what the type's
- * functions work on, and puts the job on the list of the dead, from which
- * its thread is joined.
+ * holds a reference; who gives up the last one puts it on the list of the
+ * dead.  Its thread has waited for that: it frees what the type's functions
+ * work on, which may take as long as a read of a source that hangs, and then
+ * it can be joined.  So no operator waits for a source.
  *
  * What is recorded is the list as it is at a moment, so that nobody needs to
  * know what changed: who changed something that is recorded calls record,
@@ -56,6 +57,7 @@ struct nc_job {
   struct nc_job_info info;
   bool forced, complete, finalize;      /* asked for */
   bool ended;                   /* by itself: not to be done again */
+  bool freed;                   /* the thread has nothing more to do */
   unsigned asked;               /* how often anything was, */
   unsigned seen;                /* and that at the last pause point */
   _Atomic (bool) wanted;
@@ -283,38 +285,21 @@ unlink_locked (struct nc_job *job)
   *p = job->next;
 }
 
-/* Give up a reference.  Returns whether it was the last one: then the caller
- * calls free_opaque with what it keeps in TYPE and OPAQUE. */
-static bool
+static void
 unref_locked (struct nc_job *job)
 {
   if (--job->refs > 0)
-    return false;
+    return;
   job->next = job->jobs->dead;
   job->jobs->dead = job;
-  return true;
-}
-
-static void
-free_opaque (const struct nc_job_type *type, void *opaque)
-{
-  if (type->free)
-    type->free (opaque);
+  pthread_cond_broadcast (&job->changed);
 }
 
 static void
 unref (struct nc_job *job)
 {
-  const struct nc_job_type *type = job->type;
-  void *opaque = job->opaque;
-  bool last;
-
-  {
-    NC_LOCKED (&job->jobs->lock);
-    last = unref_locked (job);
-  }
-  if (last)
-    free_opaque (type, opaque);
+  NC_LOCKED (&job->jobs->lock);
+  unref_locked (job);
 }
 
 static void
@@ -332,20 +317,30 @@ destroy (struct nc_job *job)
   release (job);
 }
 
-/* Join the threads of jobs that are gone. */
+/* Join the threads of jobs that are gone: those that have nothing more to
+ * do, or ALL. */
 static void
-reap (struct nc_jobs *jobs)
+reap (struct nc_jobs *jobs, bool all)
 {
-  struct nc_job *job, *next;
+  struct nc_job *gone = NULL, **p;
 
   {
     NC_LOCKED (&jobs->lock);
-    job = jobs->dead;
-    jobs->dead = NULL;
+    for (p = &jobs->dead; *p;) {
+      struct nc_job *job = *p;
+
+      if (!all && !job->freed) {
+        p = &job->next;
+        continue;
+      }
+      *p = job->next;
+      job->next = gone;
+      gone = job;
+    }
   }
-  for (; job; job = next) {
-    next = job->next;
-    destroy (job);
+  for (struct nc_job *next; gone; gone = next) {
+    next = gone->next;
+    destroy (gone);
   }
 }
 
@@ -513,9 +508,6 @@ static void
 conclude (struct nc_job *job, int r)
 {
   struct nc_jobs *jobs = job->jobs;
-  const struct nc_job_type *type = job->type;
-  void *opaque = job->opaque;
-  bool last = false;
 
   {
     NC_LOCKED (&jobs->lock);
@@ -536,13 +528,28 @@ conclude (struct nc_job *job, int r)
     if (job->info.auto_dismiss) {
       become_locked (job, NC_JOB_NULL);
       unlink_locked (job);
-      last = unref_locked (job);
+      unref_locked (job);
     }
     jobs->n_threads--;
     pthread_cond_broadcast (&jobs->ended);
   }
-  if (last)
-    free_opaque (type, opaque);
+}
+
+/* Once nobody uses JOB any more. */
+static void
+free_opaque (struct nc_job *job)
+{
+  {
+    NC_LOCKED (&job->jobs->lock);
+    while (job->refs > 0)
+      pthread_cond_wait (&job->changed, &job->jobs->lock);
+  }
+  if (job->type->free)
+    job->type->free (job->opaque);
+  {
+    NC_LOCKED (&job->jobs->lock);
+    job->freed = true;
+  }
 }
 
 static void *
@@ -562,6 +569,7 @@ job_main (void *arg)
   if (r == 0)
     r = finish_pending (job);
   conclude (job, r);
+  free_opaque (job);
   return NULL;
 }
 
@@ -739,7 +747,7 @@ nc_job_create (struct nc_jobs *jobs, const char *id,
     return refuse (EINVAL, why, "invalid job id '%.64s': a letter first, "
                    "then letters, digits, '-', '.' and '_', at most %d in "
                    "all", id, NC_JOB_ID_MAX);
-  reap (jobs);
+  reap (jobs, false);
   job = new_job (jobs, id, type, opts, opaque);
   if (job == NULL)
     return refuse (ENOMEM, why, "out of memory");
@@ -871,7 +879,6 @@ nc_jobs_stop (struct nc_jobs *jobs)
     while (jobs->n_threads > 0)
       pthread_cond_wait (&jobs->ended, &jobs->lock);
   }
-  reap (jobs);
 }
 
 void
@@ -886,7 +893,7 @@ nc_jobs_free (struct nc_jobs *jobs)
     jobs->first = job->next;
     unref (job);
   }
-  reap (jobs);
+  reap (jobs, true);
   json_decref (jobs->recorded);
   json_decref (jobs->dormant);
   free (jobs->record_path);
@@ -1059,7 +1066,7 @@ act (struct nc_jobs *jobs, const char *id, enum nc_job_verb verb,
   tell_type (job, verb);
   unref (job);
   record (jobs);
-  reap (jobs);
+  reap (jobs, false);
   return 0;
 }
 

@@ -143,12 +143,13 @@ extern void nc_jobs_set_sink (struct nc_jobs *jobs, nc_job_sink sink,
 
 /* Stop all jobs because the process ends: their functions see
  * nc_job_should_stop, and nc_job_is_shutdown, and what was recorded for
- * going on later stays.  Returns when their threads have ended; new jobs are
- * refused (ESHUTDOWN).  Idempotent. */
+ * going on later stays.  Returns when they have ended, but for their free;
+ * new jobs are refused (ESHUTDOWN).  Idempotent. */
 extern void nc_jobs_stop (struct nc_jobs *jobs)
   __attribute__ ((__nonnull__ (1)));
 
-/* nc_jobs_stop, and release everything.  NULL is allowed. */
+/* nc_jobs_stop, and release everything: waits for each free.  NULL is
+ * allowed. */
 extern void nc_jobs_free (struct nc_jobs *jobs);
 
 /* Call FN for each job in the order of their creation, with the list
@@ -184,7 +185,7 @@ struct nc_job_type {
    * algorithms that record these.  From any thread. */
   void (*changed) (struct nc_job *job, void *opaque);
 
-  /* The job is gone from the list. */
+  /* The job is gone from the list; in its thread.  It may take its time. */
   void (*free) (void *opaque);
 };
 

@@ -17,7 +17,7 @@ struct fake {
   pthread_cond_t woken;
   _Atomic (unsigned) wakes, changes, frees, finalizes;
   _Atomic (bool) started, go;   /* go: finish */
-  _Atomic (bool) get_ready, hang;
+  _Atomic (bool) get_ready, hang, hang_free;
   _Atomic (int) fail_read;      /* errno of the next operation */
   _Atomic (unsigned) attempts;
   _Atomic (uint64_t) taken;     /* bytes that the speed let through */
@@ -162,6 +162,8 @@ fake_free (void *opaque)
 {
   struct fake *fake = opaque;
 
+  while (fake->hang_free)
+    usleep (500);
   fake->frees++;
 }
 
@@ -713,6 +715,32 @@ test_speed (void)
       "a job that waits for its speed is cancelled");
 }
 
+/* A read of a source that hangs keeps what a job works on. */
+static void
+test_free (void)
+{
+  struct fake gone, dismissed, next;
+
+  init (&gone);
+  init (&dismissed);
+  init (&next);
+  gone.hang_free = dismissed.hang_free = true;
+  dismissed.go = true;
+  must (create (&gone, "a", (struct nc_job_options) { 0 }) == 0 &&
+        create (&dismissed, "b", (struct nc_job_options) {
+          .manual_dismiss = true }) == 0, "create");
+  must (nc_job_cancel (jobs, "a", false, why) == 0 &&
+        comes_to ("a", NC_JOB_NULL) && comes_to ("b", NC_JOB_CONCLUDED),
+        "two jobs that end");
+  ok (nc_job_dismiss (jobs, "b", why) == 0 &&
+      create (&next, "a", (struct nc_job_options) { 0 }) == 0 &&
+      nc_job_cancel (jobs, "a", false, why) == 0 && is_freed (&next),
+      "no operator waits for what a job still has to free");
+  ok (gone.frees == 0 && dismissed.frees == 0, "which it has not");
+  gone.hang_free = dismissed.hang_free = false;
+  ok (is_freed (&gone) && is_freed (&dismissed), "until it can");
+}
+
 static void
 test_stop (void)
 {
@@ -732,7 +760,7 @@ test_stop (void)
   must (comes_to ("b", NC_JOB_PENDING) && comes_to ("c", NC_JOB_PAUSED),
         "three jobs");
   nc_jobs_stop (jobs);
-  ok (fake[0].frees == 1 && fake[0].was_shutdown && fake[1].frees == 1 &&
+  ok (is_freed (&fake[0]) && fake[0].was_shutdown && is_freed (&fake[1]) &&
       fake[2].frees == 0 && nc_job_get (jobs, "c", &info) == 0 &&
       info.status == NC_JOB_CONCLUDED,
       "stop ends a job that hangs, one that is pending and one that is "
@@ -862,6 +890,7 @@ main (void)
   test_exclusion ();
   test_progress ();
   test_speed ();
+  test_free ();
   test_stop ();
   test_storm (seed);
   return tap_done ();
