@@ -27,6 +27,7 @@ to_stderr (enum nc_report_level level, const char *fmt, va_list args)
 }
 
 static nc_report_sink sink = to_stderr;
+static _Thread_local char last_error[NC_ERROR_TEXT];
 
 void
 nc_report_to (nc_report_sink s)
@@ -41,9 +42,37 @@ nc_error (const char *fmt, ...)
   va_list args;
 
   va_start (args, fmt);
+  vsnprintf (last_error, sizeof last_error, fmt, args);
+  va_end (args);
+  errno = err;
+  va_start (args, fmt);
   sink (NC_REPORT_ERROR, fmt, args);
   va_end (args);
   errno = err;
+}
+
+void
+nc_error_untold (const char *fmt, ...)
+{
+  int err = errno;
+  va_list args;
+
+  va_start (args, fmt);
+  vsnprintf (last_error, sizeof last_error, fmt, args);
+  va_end (args);
+  errno = err;
+}
+
+const char *
+nc_error_text (void)
+{
+  return last_error;
+}
+
+void
+nc_error_forget (void)
+{
+  last_error[0] = '\0';
 }
 
 void

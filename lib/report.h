@@ -38,6 +38,19 @@ extern void nc_notice (const char *fmt, ...)
 extern void nc_debug (const char *fmt, ...)
   __attribute__ ((__format__ (printf, 1, 2)));
 
+/* An error that is reported once for many requests, and not for this one:
+ * nc_error_text alone has it. */
+extern void nc_error_untold (const char *fmt, ...)
+  __attribute__ ((__format__ (printf, 1, 2)));
+
+/* The last error of the calling thread, cut at NC_ERROR_TEXT; "" if there is
+ * none, or nc_error_forget was called since.  For who is told of a failure
+ * elsewhere, too, such as the operator of a job.  Valid until the thread's
+ * next error. */
+#define NC_ERROR_TEXT 512
+extern const char *nc_error_text (void);
+extern void nc_error_forget (void);
+
 /* For a failure that each of many requests may meet, such as a full disk:
  * one message at once, and then one each NC_REPEAT_SECONDS.  All zeros to
  * begin with. */

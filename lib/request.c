@@ -84,6 +84,9 @@ give_up (struct nc_export *export, const struct attempt *a, enum why cause)
     nc_error ("%s: not reachable, and a request needs it at offset %" PRIu64
               ": %s; data in local layers is served all the while%s",
               a->unreachable->path, a->offset, why[cause], more);
+  else
+    nc_error_untold ("%s: not reachable, and needed at offset %" PRIu64
+                     ": %s", a->unreachable->path, a->offset, why[cause]);
   errno = EIO;
   return -1;
 }

@@ -87,6 +87,9 @@ failed (struct nc_dev *dev, enum op op, uint64_t offset)
               what[op], offset,
               full ? "; make room: until then, what needs more room fails"
               : "", more);
+  else
+    nc_error_untold ("%s: %s at offset %" PRIu64 " of the file: %m",
+                     dev->name, what[op], offset);
   if (errno == ENOTCONN)
     errno = EIO;
   return -1;

@@ -1241,6 +1241,10 @@ nbd_dev_pread (struct nc_dev *dev, void *buf, size_t count, uint64_t offset)
         nc_error ("%s: read of %zu bytes at offset %" PRIu64 ": the server "
                   "says: %s%s", dev->name, count, offset, strerror (error),
                   more);
+      else
+        nc_error_untold ("%s: read of %zu bytes at offset %" PRIu64 ": the "
+                         "server says: %s", dev->name, count, offset,
+                         strerror (error));
       errno = error == ENOMEM ? ENOMEM : EIO;
       return -1;
     }
