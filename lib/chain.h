@@ -255,10 +255,13 @@ extern int nc_export_missing (struct nc_export *export, const char *base,
  * uses them any more.  The disk's bytes stay the same: nothing may be missing
  * (nc_export_missing), which is checked.  Waits for writes under way, not for
  * reads.
+ * REF is what the image is to call BASE; NULL: as it is called now, a file by
+ * its path.
  * Returns 0; or -1 with errno, reported: EBUSY (something is missing), ENOENT
  * (no such layer), EROFS, ENAMETOOLONG, an error of the image; then the chain
  * is as it was. */
-extern int nc_chain_set_backing (struct nc_chain *chain, const char *base)
+extern int nc_chain_set_backing (struct nc_chain *chain, const char *base,
+                                 const char *ref)
   __attribute__ ((__nonnull__ (1)));
 
 /* Fetch and store the range, of any alignment. */

@@ -56,10 +56,12 @@ ref_of_base (const struct nc_layer *active, const struct nc_layer *base,
   return copy;
 }
 
-/* What the active layer of VIEW is to record if layer number BASE is its
- * backing.  What the layers in between cut off stays cut off. */
+/* What the active layer of VIEW is to record if layer number BASE, under the
+ * name REF, is its backing.  What the layers in between cut off stays cut off.
+ */
 static int
-backing_of (const struct nc_view *view, size_t base, struct nc_backing *b)
+backing_of (const struct nc_view *view, size_t base, const char *ref,
+            struct nc_backing *b)
 {
   const struct nc_backing *of_above;
 
@@ -74,7 +76,8 @@ backing_of (const struct nc_view *view, size_t base, struct nc_backing *b)
   b->uuid = of_above->uuid;
   b->format = strdup (of_above->format);
   b->identity = strdup (of_above->identity);
-  b->ref = ref_of_base (view->layers[0], view->layers[base], of_above->ref);
+  b->ref = ref ? strdup (ref)
+    : ref_of_base (view->layers[0], view->layers[base], of_above->ref);
   if (b->format && b->identity && b->ref)
     return 0;
   nc_error ("%s: %m", view->layers[0]->path);
@@ -130,7 +133,8 @@ publish (struct nc_chain *chain, const struct nc_view *view, size_t base)
 }
 
 static int
-pivot (struct nc_chain *chain, struct nc_view *view, const char *name)
+pivot (struct nc_chain *chain, struct nc_view *view, const char *name,
+       const char *ref)
 {
   __attribute__ ((__cleanup__ (free_backing))) struct nc_backing b = { 0 };
   struct nc_layer *active = view->layers[0];
@@ -138,9 +142,9 @@ pivot (struct nc_chain *chain, struct nc_view *view, const char *name)
 
   if (nc_view_find_base (view, name, &base) == -1)
     return -1;
-  if (base == 1)                /* it is the backing already, or there is */
+  if (base == 1 && ref == NULL) /* it is the backing already, or there is */
     return 0;                   /* none */
-  if (backing_of (view, base, &b) == -1 ||
+  if (backing_of (view, base, ref, &b) == -1 ||
       refuse_if_missing (chain, view, base) == -1 ||
       active->format->set_backing (active, &b) == -1)
     return -1;
@@ -148,7 +152,8 @@ pivot (struct nc_chain *chain, struct nc_view *view, const char *name)
 }
 
 int
-nc_chain_set_backing (struct nc_chain *chain, const char *base)
+nc_chain_set_backing (struct nc_chain *chain, const char *base,
+                      const char *ref)
 {
   struct nc_view *view;
   int r;
@@ -163,7 +168,7 @@ nc_chain_set_backing (struct nc_chain *chain, const char *base)
   view = nc_view_enter (&chain->views, NC_VIEW_WRITE);
   if (view == NULL)
     return -1;
-  r = pivot (chain, view, base);
+  r = pivot (chain, view, base, ref);
   nc_view_leave (&chain->views, view, NC_VIEW_WRITE);
   if (r == 0 && view != chain->views.current)
     nc_views_wait_for_writers (&chain->views, view);

@@ -45,6 +45,7 @@ struct progress {
   uint64_t start;               /* ns, as all times here */
   _Atomic (uint64_t) done, total;
   _Atomic (uint64_t) next;      /* nothing is drawn before */
+  _Atomic (const char *) limit; /* NULL: not known */
 
   pthread_mutex_t drawing;      /* guards what follows */
   struct sample samples[SAMPLES];
@@ -104,6 +105,7 @@ struct state {
   uint64_t left;                /* seconds; UINT64_MAX: unknown */
   uint64_t taken;               /* seconds */
   bool complete;
+  const char *limit;            /* NULL: none, or not known */
 };
 
 static uint64_t
@@ -143,6 +145,7 @@ state_now (struct progress *p, bool complete)
   struct state s = {
     .done = p->done, .total = p->total, .complete = complete,
     .left = UINT64_MAX, .taken = (time - p->start) / SECOND,
+    .limit = p->limit,
   };
 
   s.total = nc_max64 (s.total, s.done);
@@ -184,9 +187,9 @@ time_text (uint64_t seconds, char buf[TIME_TEXT])
   return buf;
 }
 
-#define STATE_TEXT (3 * SIZE_TEXT + TIME_TEXT + 32)
+#define STATE_TEXT (3 * SIZE_TEXT + TIME_TEXT + 64)
 
-/* "4.5 GiB of 10 GiB, 312.0 MiB/s, 0:18 left" */
+/* "4.5 GiB of 10 GiB, 312.0 MiB/s, 0:18 left, slowed by source" */
 static void
 state_text (const struct state *s, char buf[STATE_TEXT])
 {
@@ -198,9 +201,10 @@ state_text (const struct state *s, char buf[STATE_TEXT])
     snprintf (buf, STATE_TEXT, "%s in %s, %s/s", size_text (s->total, total),
               time_text (s->taken, time), rate);
   else
-    snprintf (buf, STATE_TEXT, "%s of %s, %s/s, %s left",
+    snprintf (buf, STATE_TEXT, "%s of %s, %s/s, %s left%s%.16s",
               size_text (s->done, done), size_text (s->total, total), rate,
-              time_text (s->left, time));
+              time_text (s->left, time), s->limit ? ", slowed by " : "",
+              s->limit ? s->limit : "");
 }
 
 /* Columns that are there for a bar beside TEXT. */
@@ -261,8 +265,11 @@ print_json_line (const struct state *s)
                             "left", s->left == UINT64_MAX ? json_null ()
                             : json_integer ((json_int_t) s->left),
                             "complete", s->complete);
-  NC_FREE char *text = json ? json_dumps (json, JSON_COMPACT) : NULL;
+  NC_FREE char *text = NULL;
 
+  if (json && s->limit)
+    json_object_set_new (json, "limit", json_string (s->limit));
+  text = json ? json_dumps (json, JSON_COMPACT) : NULL;
   if (text != NULL)
     fprintf (stderr, "%s\n", text);
   json_decref (json);
@@ -312,6 +319,13 @@ progress_update (struct progress *p, uint64_t done, uint64_t total)
     draw_locked (p, false);
   }
   pthread_mutex_unlock (&p->drawing);
+}
+
+void
+progress_limit (struct progress *p, const char *limit)
+{
+  if (p)
+    p->limit = limit && strcmp (limit, "none") != 0 ? limit : NULL;
 }
 
 void

@@ -27,7 +27,8 @@ enum progress_style {
   PROGRESS_LINES,               /* a line a second at most, and the last */
   PROGRESS_JSON,                /* the same as JSON: "done" and "total"
                                    (bytes), "rate" (bytes a second), "left"
-                                   (seconds, or null), "complete" */
+                                   (seconds, or null), "complete", and
+                                   "limit" if it was told */
 };
 
 /* The style for a subcommand with the options --progress (WANTED) and --json
@@ -45,6 +46,9 @@ extern struct progress *progress_start (const char *what,
  * called from any thread: whoever comes when it is time to draw draws. */
 extern void progress_update (struct progress *progress,
                              uint64_t done, uint64_t total);
+
+/* What keeps it from being faster, a word that stays; "none", or NULL. */
+extern void progress_limit (struct progress *progress, const char *limit);
 
 /* progress_update as a callback; OPAQUE is the struct progress. */
 extern void progress_call (void *opaque, uint64_t done, uint64_t total);

@@ -28,6 +28,8 @@ struct qmp {
   FILE *in;                     /* a duplicate of fd */
   char *line;
   size_t size;
+  qmp_event_fn event;           /* NULL: none */
+  void *opaque;
 };
 
 static int
@@ -153,6 +155,13 @@ report (const struct qmp *qmp, json_t *reply)
             "the server's answer makes no sense");
 }
 
+void
+qmp_on_event (struct qmp *qmp, qmp_event_fn fn, void *opaque)
+{
+  qmp->event = fn;
+  qmp->opaque = opaque;
+}
+
 json_t *
 qmp_execute (struct qmp *qmp, const char *command, json_t *arguments)
 {
@@ -174,6 +183,10 @@ qmp_execute (struct qmp *qmp, const char *command, json_t *arguments)
       return NULL;
     if (json_object_get (reply, "event") == NULL)
       break;
+    if (qmp->event)
+      qmp->event (qmp->opaque,
+                  json_string_value (json_object_get (reply, "event")),
+                  json_object_get (reply, "data"));
     json_decref (reply);
   }
   value = json_incref (json_object_get (reply, "return"));

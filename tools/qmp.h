@@ -13,8 +13,13 @@ struct qmp;
  */
 extern struct qmp *qmp_open (const char *path) __attribute__ ((__nonnull__ (1)));
 
-/* Run COMMAND with ARGUMENTS (taken over; NULL: none).  Events that come
- * meanwhile are dropped.  Returns what it returned, a new reference; or
+/* Call FN with each event that comes while a command runs; without it they
+ * are dropped. */
+typedef void (*qmp_event_fn) (void *opaque, const char *name, json_t *data);
+extern void qmp_on_event (struct qmp *qmp, qmp_event_fn fn, void *opaque)
+  __attribute__ ((__nonnull__ (1, 2)));
+
+/* Run COMMAND with ARGUMENTS (taken over; NULL: none).  Returns what it returned, a new reference; or
  * NULL, reported in the server's words. */
 extern json_t *qmp_execute (struct qmp *qmp, const char *command,
                             json_t *arguments)

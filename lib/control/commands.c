@@ -92,6 +92,8 @@ add_error (json_t *job, const struct nc_job_info *info)
   if (info->failed || info->cancelled)
     if (info->error[0] != '\0')
       json_object_set_new (job, "error", nc_json_text (info->error));
+  if (info->trouble[0] != '\0')
+    json_object_set_new (job, "x-trouble", nc_json_text (info->trouble));
 }
 
 static void
@@ -389,6 +391,7 @@ static const struct nc_command table[] = {
   { "block-job-finalize", arg_id, block_job_finalize },
   { "block-job-dismiss", arg_id, block_job_dismiss },
   { "block-job-set-speed", arg_speed, block_job_set_speed },
+  { "block-stream", nc_block_stream_args, nc_block_stream },
   { "quit", NULL, quit },
 };
 

@@ -8,6 +8,7 @@
 #include <pthread.h>
 #include <stdint.h>
 
+#include "control/command.h"
 #include "control/qmp.h"
 
 struct nc_commands;
@@ -42,6 +43,12 @@ extern json_t *nc_io_error_data (struct nc_io_errors *errors,
                                  enum nc_job_operation operation, int err,
                                  const char *node, uint64_t now)
   __attribute__ ((__nonnull__ (1)));
+
+/* block-stream.c; OPAQUE is a struct nc_control_state. */
+extern const struct nc_arg nc_block_stream_args[];
+extern json_t *nc_block_stream (void *opaque, json_t *args,
+                                struct nc_command_error *error)
+  __attribute__ ((__nonnull__ (1, 2, 3)));
 
 /* A sink (job.h) that sends the event to the clients of CONTROL. */
 extern void nc_control_job_event (void *control,

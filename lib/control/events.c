@@ -38,6 +38,24 @@ progress_data (const struct nc_job_info *info)
   return data;
 }
 
+/* The same at the end, after which nobody can ask. */
+static json_t *
+end_data (const struct nc_job_info *info)
+{
+  json_t *data = progress_data (info);
+  json_t *more = json_pack ("{s:I, s:I, s:I}",
+                            "x-copied",
+                            (json_int_t) info->count[NC_COUNT_COPIED],
+                            "x-local",
+                            (json_int_t) info->count[NC_COUNT_LOCAL],
+                            "x-zero",
+                            (json_int_t) info->count[NC_COUNT_ZERO]);
+
+  json_object_update (data, more);
+  json_decref (more);
+  return data;
+}
+
 static json_t *
 error_data (const struct nc_job_event *event)
 {
@@ -70,10 +88,10 @@ nc_control_job_event (void *control, const struct nc_job_event *event)
                                  "id", info->id));
     break;
   case NC_EVENT_COMPLETED:
-    nc_control_event (control, "BLOCK_JOB_COMPLETED", progress_data (info));
+    nc_control_event (control, "BLOCK_JOB_COMPLETED", end_data (info));
     break;
   case NC_EVENT_CANCELLED:
-    nc_control_event (control, "BLOCK_JOB_CANCELLED", progress_data (info));
+    nc_control_event (control, "BLOCK_JOB_CANCELLED", end_data (info));
     break;
   case NC_EVENT_ERROR:
     nc_control_event (control, "BLOCK_JOB_ERROR", error_data (event));

@@ -1007,6 +1007,7 @@ apply_locked (struct nc_job *job, enum nc_job_verb verb, uint64_t what,
       return refuse (EBUSY, why, "job '%s' is not paused", info->id);
     info->paused = false;
     info->io_status = NC_IO_OK;
+    info->trouble[0] = '\0';
     job->failed = 0;
     break;
   case NC_VERB_SET_SPEED:
@@ -1249,6 +1250,13 @@ nc_job_error (struct nc_job *job, enum nc_job_operation operation, int err)
   tell_locked (job, (struct nc_job_event) {
       .kind = NC_EVENT_ERROR, .operation = operation, .action = action });
   return action;
+}
+
+void
+nc_job_set_trouble (struct nc_job *job, const char *text)
+{
+  NC_LOCKED (&job->jobs->lock);
+  snprintf (job->info.trouble, sizeof job->info.trouble, "%s", text);
 }
 
 void

@@ -107,6 +107,8 @@ struct nc_job_info {
   enum nc_io_status io_status;
   bool failed, cancelled;       /* how it ended, or is about to */
   char error[NC_JOB_TEXT];      /* "" = none */
+  char trouble[NC_JOB_TEXT];    /* what failed last and was ignored, or made
+                                   it stop; "" = nothing since it resumed */
 
   uint64_t rate;                /* bytes copied a second, measured */
   uint64_t seconds_left;        /* at the measured progress */
@@ -334,6 +336,10 @@ extern enum nc_job_action nc_job_error (struct nc_job *job,
                                         enum nc_job_operation operation,
                                         int err)
   __attribute__ ((__nonnull__ (1)));
+
+/* What failed, for people; before nc_job_error. */
+extern void nc_job_set_trouble (struct nc_job *job, const char *text)
+  __attribute__ ((__nonnull__ (1, 2)));
 
 /* Why the job fails; the first one is kept. */
 extern void nc_job_set_error (struct nc_job *job, const char *fmt, ...)

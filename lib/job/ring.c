@@ -48,6 +48,7 @@ struct nc_ring {
   struct slot slot[NC_RING_SLOTS];
   uint64_t first, end;          /* slots in use, counted from the start */
   unsigned in_flight, storing;
+  _Atomic (uint64_t) time_reading, time_storing;        /* nanoseconds */
   struct nc_window window;
   unsigned limit;
 
@@ -148,6 +149,7 @@ plan (struct nc_ring *ring)
     int r;
 
     *piece = (struct nc_piece) { 0 };
+    nc_error_forget ();
     r = ring->ops->next (ring->opaque, piece);
     if (r == 1)
       ring->is_planned = true;
@@ -208,13 +210,32 @@ static bool
 read_piece (struct nc_ring *ring, struct nc_piece *piece, char *buf)
 {
   const uint64_t since = now ();
+  uint64_t time;
 
-  while (ring->ops->read (ring->opaque, piece, buf) == -1)
+  nc_error_forget ();
+  while (ring->ops->read (ring->opaque, piece, buf) == -1) {
     if (!once_more (ring, NC_RING_READ))
       return false;
+    nc_error_forget ();
+  }
+  time = now () - since;
+  ring->time_reading += time;
   NC_LOCKED (&ring->lock);
-  nc_window_note (&ring->window, now () - since);
+  nc_window_note (&ring->window, time);
   return true;
+}
+
+static int
+store_piece (struct nc_ring *ring, const struct nc_piece *piece,
+             const char *buf)
+{
+  const uint64_t since = now ();
+  int r;
+
+  nc_error_forget ();
+  r = ring->ops->store (ring->opaque, piece, buf);
+  ring->time_storing += now () - since;
+  return r;
 }
 
 static bool
@@ -227,7 +248,7 @@ copy (struct nc_ring *ring, struct nc_piece *piece, char *buf)
   do {
     if (!begin_storing (ring))
       return false;
-    r = ring->ops->store (ring->opaque, piece, piece->read ? buf : NULL);
+    r = store_piece (ring, piece, piece->read ? buf : NULL);
     end_storing (ring);
   } while (r == -1 && once_more (ring, NC_RING_STORE));
   return r == 0;
@@ -358,6 +379,14 @@ nc_ring_in_flight (struct nc_ring *ring)
 {
   NC_LOCKED (&ring->lock);
   return ring->in_flight;
+}
+
+void
+nc_ring_spent (const struct nc_ring *ring, uint64_t *reading,
+               uint64_t *storing)
+{
+  *reading = ring->time_reading;
+  *storing = ring->time_storing;
 }
 
 void

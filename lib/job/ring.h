@@ -64,7 +64,8 @@ struct nc_ring_ops {
    */
   void (*done) (void *opaque, const struct nc_piece *piece);
 
-  /* STEP failed with errno ERR.  Returns 0: once more, when the ring is run
+  /* STEP failed with errno ERR, and nc_error_text, "" if it reported nothing.
+   * Returns 0: once more, when the ring is run
    * (again, if it was interrupted meanwhile); -1: the ring fails.
    * NULL: it fails. */
   int (*failed) (void *opaque, enum nc_ring_step step, int err);
@@ -94,6 +95,12 @@ extern void nc_ring_set_limit (struct nc_ring *ring, unsigned limit)
 /* How many there are now. */
 extern unsigned nc_ring_in_flight (struct nc_ring *ring)
   __attribute__ ((__nonnull__ (1)));
+
+/* How many nanoseconds all threads have read and stored so far, from any
+ * thread; also in the functions above. */
+extern void nc_ring_spent (const struct nc_ring *ring, uint64_t *reading,
+                           uint64_t *storing)
+  __attribute__ ((__nonnull__ (1, 2, 3)));
 
 /* Wait for what is under way, which is not stored any more, and release
  * everything.  The ring is not being run.  NULL is allowed. */

@@ -35,6 +35,7 @@ struct nc_stream {
   struct nc_chain *chain;
   struct nc_export *disk;
   char *base;                   /* NULL: none */
+  char *ref;                    /* what BASE is to be called; NULL: as now */
   const struct nc_stream_hooks *hooks;
   void *opaque;
   struct nc_ring *ring;
@@ -49,7 +50,8 @@ struct nc_stream {
 
   struct nc_stream_count count; /* under the ring's lock */
 
-  struct nc_job *job;           /* when it is one: */
+  struct nc_job *job;           /* when it is one, under the same: */
+  uint64_t spent_reading, spent_storing;
   struct nc_stream_count told;
 };
 
@@ -261,7 +263,7 @@ nc_stream_interrupt (struct nc_stream *s)
 int
 nc_stream_finish (struct nc_stream *s)
 {
-  return nc_chain_set_backing (s->chain, s->base);
+  return nc_chain_set_backing (s->chain, s->base, s->ref);
 }
 
 void
@@ -279,12 +281,14 @@ nc_stream_free (struct nc_stream *s)
   nc_export_close (s->disk);
   nc_extents_free (&s->missing);
   free (s->base);
+  free (s->ref);
   free (s);
 }
 
 /* As a job. */
 
 #define TRY_AGAIN UINT64_C (100000000)  /* nanoseconds */
+#define LOOK UINT64_C (100000000)       /* of all threads */
 
 static int
 job_throttle (void *opaque, uint64_t count)
@@ -298,7 +302,9 @@ static int
 job_failed (void *opaque, enum nc_ring_step step, int err)
 {
   struct nc_stream *s = opaque;
+  const char *text = *nc_error_text () ? nc_error_text () : strerror (err);
 
+  nc_job_set_trouble (s->job, text);
   switch (nc_job_error (s->job, step == NC_RING_STORE ? NC_JOB_WRITE
                         : NC_JOB_READ, err)) {
   case NC_JOB_IGNORE:
@@ -308,9 +314,26 @@ job_failed (void *opaque, enum nc_ring_step step, int err)
     nc_ring_interrupt (s->ring);
     return 0;
   case NC_JOB_REPORT:
+    nc_job_set_error (s->job, "%s", text);
     break;
   }
   return -1;
+}
+
+/* Whether what takes the time is reading or storing. */
+static void
+look_at_limit (struct nc_stream *s)
+{
+  uint64_t reading, storing;
+
+  nc_ring_spent (s->ring, &reading, &storing);
+  if (reading + storing - s->spent_reading - s->spent_storing < LOOK)
+    return;
+  nc_job_set_limit (s->job, reading - s->spent_reading >=
+                    storing - s->spent_storing
+                    ? NC_LIMIT_SOURCE : NC_LIMIT_STORAGE);
+  s->spent_reading = reading;
+  s->spent_storing = storing;
 }
 
 static void
@@ -333,6 +356,7 @@ job_progress (void *opaque, uint64_t done_bytes, uint64_t total,
   tell (s, NC_COUNT_ZERO, count->zero, &s->told.zero);
   tell (s, NC_COUNT_LOCAL, count->local, &s->told.local);
   nc_job_progress (s->job, done_bytes);
+  look_at_limit (s);
 }
 
 static const struct nc_stream_hooks job_hooks = {
@@ -365,10 +389,11 @@ job_finalize (struct nc_job *job, void *opaque)
 {
   struct nc_stream *s = opaque;
 
+  nc_error_forget ();
   if (nc_stream_finish (s) == 0)
     return 0;
   nc_job_set_error (job, "the new backing could not be recorded: %s",
-                    strerror (errno));
+                    *nc_error_text () ? nc_error_text () : strerror (errno));
   return -1;
 }
 
@@ -386,6 +411,7 @@ job_free (void *opaque)
 
 static const struct nc_job_type stream_type = {
   .name = "stream",
+  .changes_chain = true,
   .run = job_run,
   .finalize = job_finalize,
   .wake = job_wake,
@@ -394,19 +420,26 @@ static const struct nc_job_type stream_type = {
 
 int
 nc_stream_create (struct nc_jobs *jobs, const char *id,
-                  struct nc_chain *chain, const char *base,
+                  struct nc_chain *chain, const char *base, const char *ref,
                   const struct nc_job_options *opts, char why[NC_JOB_TEXT])
 {
-  struct nc_stream *s = nc_stream_new (chain, base, &job_hooks, NULL);
+  struct nc_stream *s;
+  int err;
 
-  if (s == NULL) {
-    snprintf (why, NC_JOB_TEXT, "%s", strerror (errno));
-    return -1;
+  nc_error_forget ();
+  s = nc_stream_new (chain, base, &job_hooks, NULL);
+  if (s == NULL || (ref && (s->ref = strdup (ref)) == NULL)) {
+    err = errno;
+    snprintf (why, NC_JOB_TEXT, "%s", *nc_error_text () ? nc_error_text ()
+              : strerror (err));
   }
-  s->opaque = s;
-  if (nc_job_create (jobs, id, &stream_type, opts, s, why) == 0)
-    return 0;
-  nc_error ("stream: %s", why);
+  else {
+    s->opaque = s;
+    if (nc_job_create (jobs, id, &stream_type, opts, s, why) == 0)
+      return 0;
+    err = errno;
+  }
   nc_stream_free (s);
+  errno = err;
   return -1;
 }

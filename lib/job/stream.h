@@ -75,13 +75,15 @@ extern void nc_stream_counted (const struct nc_stream *stream,
 extern void nc_stream_free (struct nc_stream *stream);
 
 /* A job of JOBS that streams; see nc_job_create for ID, OPTS, WHY and errno,
- * and nc_stream_new.  An error is reported, too.
+ * nc_stream_new for BASE, and nc_chain_set_backing for REF, with which there
+ * is a BASE.  Errors of nc_stream_new are reported, too.
  * CHAIN must stay until the job is gone from the list, which waits for reads
  * that hang. */
 extern int nc_stream_create (struct nc_jobs *jobs, const char *id,
                              struct nc_chain *chain, const char *base,
+                             const char *ref,
                              const struct nc_job_options *opts,
                              char why[NC_JOB_TEXT])
-  __attribute__ ((__nonnull__ (1, 3, 5, 6)));
+  __attribute__ ((__nonnull__ (1, 3, 6, 7)));
 
 #endif /* NC_STREAM_H */

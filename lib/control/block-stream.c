@@ -1,0 +1,202 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* Copyright (C) 2026 The nbdchain authors */
+
+/* block-stream: QEMU's arguments, in its words, made into those of a stream
+ * (job/stream.h).  What is wrong with them is refused before there is a job.
+ *
+ * QEMU streams into any node; here it is always the active layer.  It puts a
+ * filter above that while it works, which filter-node-name names; there is
+ * none here. */
+
+#include <config.h>
+
+#include "control/commands.h"
+
+#include <errno.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "chain.h"
+#include "control/command.h"
+#include "job/job.h"
+#include "job/stream.h"
+#include "ref.h"
+
+/* In the order of enum nc_on_error, and QEMU's default for a device. */
+static const char *const on_error_words[] = {
+  "report", "ignore", "enospc", "stop", "auto", NULL
+};
+
+const struct nc_arg nc_block_stream_args[] = {
+  { .name = "device", .type = NC_ARG_STRING },
+  { .name = "job-id", .type = NC_ARG_STRING, .optional = true },
+  { .name = "base", .type = NC_ARG_STRING, .optional = true },
+  { .name = "base-node", .type = NC_ARG_STRING, .optional = true },
+  { .name = "backing-file", .type = NC_ARG_STRING, .optional = true },
+  { .name = "bottom", .type = NC_ARG_STRING, .optional = true },
+  { .name = "speed", .type = NC_ARG_INTEGER, .optional = true,
+    .max = INT64_MAX },
+  { .name = "on-error", .type = NC_ARG_WORD, .optional = true,
+    .words = on_error_words },
+  { .name = "filter-node-name", .type = NC_ARG_STRING, .optional = true },
+  { .name = "auto-finalize", .type = NC_ARG_BOOLEAN, .optional = true },
+  { .name = "auto-dismiss", .type = NC_ARG_BOOLEAN, .optional = true },
+  { 0 }
+};
+
+/* What was asked for; strings are those of the command. */
+struct request {
+  struct nc_chain *chain;
+  const char *device, *id, *base, *base_node, *backing_file, *bottom;
+
+  const char *active;           /* name of the active layer */
+  const char *down_to;          /* found: name of a layer; NULL: none */
+  bool found;
+};
+
+static const char *
+text (json_t *args, const char *name)
+{
+  return json_string_value (json_object_get (args, name));
+}
+
+static int __attribute__ ((__format__ (printf, 2, 3)))
+refuse (struct nc_command_error *error, const char *fmt, ...)
+{
+  va_list args;
+
+  error->class = NC_ERROR_GENERIC;
+  va_start (args, fmt);
+  vsnprintf (error->desc, sizeof error->desc, fmt, args);
+  va_end (args);
+  return -1;
+}
+
+static int
+check_pairs (const struct request *r, struct nc_command_error *error)
+{
+  if (r->base && r->base_node)
+    return refuse (error, "'base' and 'base-node' exclude each other");
+  if (r->base && r->bottom)
+    return refuse (error, "'base' and 'bottom' exclude each other");
+  if (r->base_node && r->bottom)
+    return refuse (error, "'base-node' and 'bottom' exclude each other");
+  if (r->backing_file && !r->base && !r->base_node && !r->bottom)
+    return refuse (error, "'backing-file' says what to call the layer that "
+                   "stays as the backing: it needs 'base', 'base-node' or "
+                   "'bottom'");
+  return 0;
+}
+
+/* Whether LAYER is the one to stop above; the one below it, for "bottom". */
+static int
+look_at_layer (void *opaque, const struct nc_chain_layer *layer)
+{
+  struct request *r = opaque;
+  const char *name = r->base_node ? r->base_node : r->bottom;
+
+  if (r->found && r->bottom && r->down_to == NULL)
+    r->down_to = layer->name;
+  if (layer->depth == 0)
+    r->active = layer->name;
+  if (r->found || (layer->depth == 0 && !r->bottom))
+    return 0;
+  if (r->base ? strcmp (layer->path, r->base) == 0
+      : name && strcmp (layer->name, name) == 0) {
+    r->found = true;
+    if (!r->bottom)
+      r->down_to = layer->name;
+  }
+  return 0;
+}
+
+static int
+find_layers (struct request *r, struct nc_command_error *error)
+{
+  const char *name = r->base ? r->base : r->base_node ? r->base_node
+    : r->bottom;
+
+  if (nc_chain_each_layer (r->chain, look_at_layer, r) == -1)
+    return refuse (error, "the chain cannot be looked at: %s",
+                   errno == ESHUTDOWN ? "the server is stopping"
+                   : strerror (errno));
+  if (strcmp (r->device, "disk") != 0 && strcmp (r->device, r->active) != 0)
+    return refuse (error, "cannot stream into '%.100s': it must be 'disk', or "
+                   "the node name of the active layer", r->device);
+  if (name && !r->found)
+    return refuse (error, "there is no layer '%.100s' %s; "
+                   "query-named-block-nodes lists them", name,
+                   r->bottom ? "in the chain" : "below the active one");
+  if (r->backing_file && r->down_to == NULL)
+    return refuse (error, "'backing-file' says what to call the layer that "
+                   "stays as the backing, and there is none below "
+                   "'%.100s'", r->bottom);
+  return 0;
+}
+
+static int
+check_backing_file (const struct request *r, struct nc_command_error *error)
+{
+  enum nc_ref_kind kind;
+
+  if (r->backing_file == NULL ||
+      (nc_ref_kind (r->backing_file, &kind) == 0 &&
+       kind != NC_REF_COMMAND))
+    return 0;
+  return refuse (error, "'backing-file': '%.100s' is neither a file nor an NBD "
+                 "URI, as an image may name it", r->backing_file);
+}
+
+/* QEMU has a default for devices alone. */
+static int
+check_id (struct request *r, struct nc_command_error *error)
+{
+  if (r->id == NULL && strcmp (r->device, "disk") != 0)
+    return refuse (error, "with the name of a node as 'device' a 'job-id' is "
+                   "needed");
+  return 0;
+}
+
+static enum nc_on_error
+on_error (json_t *args)
+{
+  const char *word = text (args, "on-error");
+  unsigned i = 0;
+
+  while (word && strcmp (word, on_error_words[i]) != 0)
+    ++i;
+  return i <= NC_ON_ERROR_STOP ? (enum nc_on_error) i : NC_ON_ERROR_ENOSPC;
+}
+
+json_t *
+nc_block_stream (void *opaque, json_t *args, struct nc_command_error *error)
+{
+  const struct nc_control_state *state = opaque;
+  struct request r = {
+    .chain = state->opts.chain,
+    .device = text (args, "device"), .id = text (args, "job-id"),
+    .base = text (args, "base"), .base_node = text (args, "base-node"),
+    .backing_file = text (args, "backing-file"),
+    .bottom = text (args, "bottom"),
+  };
+  const struct nc_job_options opts = {
+    .device = "disk",
+    .speed = json_integer_value (json_object_get (args, "speed")),
+    .on_error = on_error (args),
+    .manual_finalize = json_is_false (json_object_get (args,
+                                                       "auto-finalize")),
+    .manual_dismiss = json_is_false (json_object_get (args, "auto-dismiss")),
+  };
+  char why[NC_JOB_TEXT];
+
+  if (check_pairs (&r, error) == -1 || find_layers (&r, error) == -1 ||
+      check_backing_file (&r, error) == -1 || check_id (&r, error) == -1)
+    return NULL;
+  if (nc_stream_create (state->opts.jobs, r.id, r.chain, r.down_to,
+                        r.backing_file, &opts, why) == -1) {
+    refuse (error, "%s", why);
+    return NULL;
+  }
+  return json_object ();
+}
