@@ -29,6 +29,7 @@
 #include "chain.h"
 #include "control/qmp.h"
 #include "job/job.h"
+#include "job/stream.h"
 #include "ref.h"
 #include "report.h"
 #include "scope.h"
@@ -375,7 +376,10 @@ jobs_path (const char *image)
 static int
 resume_jobs (void)
 {
-  static const struct nc_job_kind kinds[] = { { NULL, NULL } };
+  static const struct nc_job_kind kinds[] = {
+    { "stream", nc_stream_resume },
+    { NULL, NULL }
+  };
   char uuid[37];
   const char *image = nc_chain_active_path (chain, uuid);
   NC_FREE char *path = NULL;

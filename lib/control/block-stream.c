@@ -21,7 +21,6 @@
 #include "control/command.h"
 #include "job/job.h"
 #include "job/stream.h"
-#include "ref.h"
 
 /* In the order of enum nc_on_error, and QEMU's default for a device. */
 static const char *const on_error_words[] = {
@@ -138,11 +137,7 @@ find_layers (struct request *r, struct nc_command_error *error)
 static int
 check_backing_file (const struct request *r, struct nc_command_error *error)
 {
-  enum nc_ref_kind kind;
-
-  if (r->backing_file == NULL ||
-      (nc_ref_kind (r->backing_file, &kind) == 0 &&
-       kind != NC_REF_COMMAND))
+  if (r->backing_file == NULL || nc_stream_is_ref (r->backing_file))
     return 0;
   return refuse (error, "'backing-file': '%.100s' is neither a file nor an NBD "
                  "URI, as an image may name it", r->backing_file);

@@ -20,10 +20,13 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include <jansson.h>
+
 #include "chain.h"
 #include "checked.h"
 #include "extents.h"
 #include "job/job.h"
+#include "ref.h"
 #include "report.h"
 #include "scope.h"
 
@@ -418,13 +421,27 @@ static const struct nc_job_type stream_type = {
   .free = job_free,
 };
 
+/* What the job is made of again after a restart. */
+static json_t *
+arguments (const char *base, const char *ref)
+{
+  json_t *args = json_object ();
+
+  if (base)
+    json_object_set_new (args, "base", json_string (base));
+  if (ref)
+    json_object_set_new (args, "backing-file", json_string (ref));
+  return args;
+}
+
 int
 nc_stream_create (struct nc_jobs *jobs, const char *id,
                   struct nc_chain *chain, const char *base, const char *ref,
                   const struct nc_job_options *opts, char why[NC_JOB_TEXT])
 {
+  struct nc_job_options with_arguments = *opts;
   struct nc_stream *s;
-  int err;
+  int err, r = -1;
 
   nc_error_forget ();
   s = nc_stream_new (chain, base, &job_hooks, NULL);
@@ -435,11 +452,39 @@ nc_stream_create (struct nc_jobs *jobs, const char *id,
   }
   else {
     s->opaque = s;
-    if (nc_job_create (jobs, id, &stream_type, opts, s, why) == 0)
-      return 0;
+    with_arguments.arguments = arguments (base, ref);
+    r = nc_job_create (jobs, id, &stream_type, &with_arguments, s, why);
     err = errno;
+    json_decref (with_arguments.arguments);
   }
+  if (r == 0)
+    return 0;
   nc_stream_free (s);
   errno = err;
+  return -1;
+}
+
+bool
+nc_stream_is_ref (const char *ref)
+{
+  enum nc_ref_kind kind;
+
+  return nc_ref_kind (ref, &kind) == 0 && kind != NC_REF_COMMAND;
+}
+
+int
+nc_stream_resume (void *chain, struct nc_jobs *jobs, const char *id,
+                  json_t *args, const struct nc_job_options *opts,
+                  char why[NC_JOB_TEXT])
+{
+  const char *base = json_string_value (json_object_get (args, "base"));
+  const char *ref =
+    json_string_value (json_object_get (args, "backing-file"));
+
+  if (json_object_size (args) == (base != NULL) + (size_t) (ref != NULL) &&
+      (ref == NULL || (base && nc_stream_is_ref (ref))))
+    return nc_stream_create (jobs, id, chain, base, ref, opts, why);
+  snprintf (why, NC_JOB_TEXT, "its arguments are not those of a stream");
+  errno = EINVAL;
   return -1;
 }

@@ -17,6 +17,7 @@
 #ifndef NC_STREAM_H
 #define NC_STREAM_H
 
+#include <stdbool.h>
 #include <stdint.h>
 
 #include "job/job.h"
@@ -85,5 +86,17 @@ extern int nc_stream_create (struct nc_jobs *jobs, const char *id,
                              const struct nc_job_options *opts,
                              char why[NC_JOB_TEXT])
   __attribute__ ((__nonnull__ (1, 3, 6, 7)));
+
+/* Whether REF, which an operator gave or a record has, is what an image may
+ * call its backing: not a command.  What is wrong with it is reported. */
+extern bool nc_stream_is_ref (const char *ref)
+  __attribute__ ((__nonnull__ (1)));
+
+/* nc_stream_create after a restart: an nc_job_start_fn, with the chain. */
+extern int nc_stream_resume (void *chain, struct nc_jobs *jobs,
+                             const char *id, struct json_t *args,
+                             const struct nc_job_options *opts,
+                             char why[NC_JOB_TEXT])
+  __attribute__ ((__nonnull__ (1, 2, 4, 5, 6)));
 
 #endif /* NC_STREAM_H */
