@@ -25,6 +25,7 @@
 #include "chain.h"
 #include "checked.h"
 #include "extents.h"
+#include "job/flusher.h"
 #include "job/job.h"
 #include "ref.h"
 #include "report.h"
@@ -42,6 +43,7 @@ struct nc_stream {
   const struct nc_stream_hooks *hooks;
   void *opaque;
   struct nc_ring *ring;
+  struct nc_flusher *flusher;   /* from the first run on */
   uint64_t size;
   uint32_t block, piece;        /* bytes */
 
@@ -174,8 +176,12 @@ store_piece (void *opaque, const struct nc_piece *piece, const void *buf)
 
   if (piece->kind == NC_MISSING_NOTHING)
     return 0;
-  return nc_export_store (s->disk, buf, piece->count, piece->offset,
-                          &fetched);
+  if (nc_export_store (s->disk, buf, piece->count, piece->offset,
+                       &fetched) == -1)
+    return -1;
+  /* Of zeros there is next to nothing to be made durable, or done again. */
+  nc_flusher_note (s->flusher, piece->read ? piece->count : 1);
+  return 0;
 }
 
 static void
@@ -254,7 +260,9 @@ nc_stream_new (struct nc_chain *chain, const char *base,
 int
 nc_stream_run (struct nc_stream *s)
 {
-  return nc_ring_run (s->ring);
+  if (s->flusher == NULL)
+    s->flusher = nc_flusher_new (s->disk);
+  return s->flusher ? nc_ring_run (s->ring) : -1;
 }
 
 void
@@ -281,6 +289,7 @@ nc_stream_free (struct nc_stream *s)
   if (s == NULL)
     return;
   nc_ring_free (s->ring);
+  nc_flusher_free (s->flusher);
   nc_export_close (s->disk);
   nc_extents_free (&s->missing);
   free (s->base);

@@ -11,8 +11,9 @@
  *   nc_stream_free (stream);
  *
  * It can be left, or the process killed, at any time: what was brought in
- * stays, and another stream goes on from there.  Clients may use the disk
- * meanwhile; what they write wins.  As a job it is nc_stream_create.
+ * stays, but for a little (flusher.h), and another stream goes on from there.
+ * Clients may use the disk meanwhile; what they write wins.  As a job it is
+ * nc_stream_create.
  */
 #ifndef NC_STREAM_H
 #define NC_STREAM_H

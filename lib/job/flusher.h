@@ -1,0 +1,29 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* Copyright (C) 2026 The nbdchain authors */
+
+/* Makes durable, every now and then, what a job stores, so that a job that is
+ * killed has little to do again: what it stored in the last second, or the last
+ * NC_FLUSHER_BYTES, whichever is less, and while a flush took.  A thread of its
+ * own does that, so that neither job nor operator waits for it. */
+#ifndef NC_FLUSHER_H
+#define NC_FLUSHER_H
+
+#include <stdint.h>
+
+#define NC_FLUSHER_BYTES (UINT64_C (64) << 20)
+
+struct nc_export;
+struct nc_flusher;
+
+/* Flushes go to DISK, which must stay.  Returns NULL on error, reported. */
+extern struct nc_flusher *nc_flusher_new (struct nc_export *disk)
+  __attribute__ ((__nonnull__ (1)));
+
+/* COUNT bytes were stored.  From any thread; never waits. */
+extern void nc_flusher_note (struct nc_flusher *flusher, uint64_t count)
+  __attribute__ ((__nonnull__ (1)));
+
+/* Waits for a flush that is under way.  NULL is allowed. */
+extern void nc_flusher_free (struct nc_flusher *flusher);
+
+#endif /* NC_FLUSHER_H */
