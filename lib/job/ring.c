@@ -38,6 +38,7 @@ struct nc_ring {
   pthread_mutex_t lock;         /* guards the rest */
   pthread_cond_t changed;
   bool is_running, is_interrupted, is_ending;
+  uint64_t runs;                /* how often it was run */
   int first_errno;
 
   bool is_planning;             /* a thread asks for the next piece */
@@ -122,14 +123,32 @@ wait_for_work_locked (struct nc_ring *ring)
   return !ring->is_ending && ring->first_errno == 0;
 }
 
-/* Whether STEP, which failed, is to be tried again, and now. */
+/* Whether the ring has been interrupted since it was run for the RUN'th time.
+ * What fails then, such as a read that has waited in vain all the while, was
+ * told of by another, or belongs to what has been put right since. */
 static bool
-once_more (struct nc_ring *ring, enum nc_ring_step step)
+is_out_of_date (struct nc_ring *ring, uint64_t run)
+{
+  NC_LOCKED (&ring->lock);
+  return !is_at_work_locked (ring) || ring->runs != run;
+}
+
+static uint64_t
+current_run (struct nc_ring *ring)
+{
+  NC_LOCKED (&ring->lock);
+  return ring->runs;
+}
+
+/* Whether STEP, which was begun in RUN and failed, is to be tried again, and
+ * now. */
+static bool
+once_more (struct nc_ring *ring, enum nc_ring_step step, uint64_t run)
 {
   const int err = errno;
-
-  const bool again = ring->ops->failed &&
-    ring->ops->failed (ring->opaque, step, err) == 0;
+  const bool again = is_out_of_date (ring, run) ||
+    (ring->ops->failed &&
+     ring->ops->failed (ring->opaque, step, err) == 0);
 
   NC_LOCKED (&ring->lock);
   if (again)
@@ -146,6 +165,7 @@ plan (struct nc_ring *ring)
   struct nc_piece *piece = &ring->planned;
 
   while (!ring->is_planned) {
+    const uint64_t run = current_run (ring);
     int r;
 
     *piece = (struct nc_piece) { 0 };
@@ -153,7 +173,7 @@ plan (struct nc_ring *ring)
     r = ring->ops->next (ring->opaque, piece);
     if (r == 1)
       ring->is_planned = true;
-    else if (r == 0 || !once_more (ring, NC_RING_PLAN))
+    else if (r == 0 || !once_more (ring, NC_RING_PLAN, run))
       return r;
   }
   if (piece->read && ring->ops->throttle &&
@@ -209,14 +229,16 @@ end_storing (struct nc_ring *ring)
 static bool
 read_piece (struct nc_ring *ring, struct nc_piece *piece, char *buf)
 {
-  const uint64_t since = now ();
-  uint64_t time;
+  uint64_t since, time, run;
 
-  nc_error_forget ();
-  while (ring->ops->read (ring->opaque, piece, buf) == -1) {
-    if (!once_more (ring, NC_RING_READ))
-      return false;
+  for (;;) {
+    since = now ();
+    run = current_run (ring);
     nc_error_forget ();
+    if (ring->ops->read (ring->opaque, piece, buf) == 0)
+      break;
+    if (!once_more (ring, NC_RING_READ, run))
+      return false;
   }
   time = now () - since;
   ring->time_reading += time;
@@ -241,6 +263,7 @@ store_piece (struct nc_ring *ring, const struct nc_piece *piece,
 static bool
 copy (struct nc_ring *ring, struct nc_piece *piece, char *buf)
 {
+  uint64_t run;
   int r;
 
   if (piece->read && !read_piece (ring, piece, buf))
@@ -248,9 +271,10 @@ copy (struct nc_ring *ring, struct nc_piece *piece, char *buf)
   do {
     if (!begin_storing (ring))
       return false;
+    run = current_run (ring);
     r = store_piece (ring, piece, piece->read ? buf : NULL);
     end_storing (ring);
-  } while (r == -1 && once_more (ring, NC_RING_STORE));
+  } while (r == -1 && once_more (ring, NC_RING_STORE, run));
   return r == 0;
 }
 
@@ -338,6 +362,7 @@ nc_ring_run (struct nc_ring *ring)
 {
   NC_LOCKED (&ring->lock);
   ring->is_running = true;
+  ring->runs++;
   pthread_cond_broadcast (&ring->changed);
   while (!is_over_locked (ring)) {
     if (needs_thread_locked (ring))

@@ -318,7 +318,7 @@ test_interrupted (uint64_t *seed)
   s = nc_stream_new (chain, NULL, &hooks, NULL);
   nc_stream_interrupt (s);
   ok (nc_stream_run (s) == 1, "a stream can be interrupted before it begins");
-  ok (nc_chain_set_backing (chain, NULL) == -1 && errno == EBUSY &&
+  ok (nc_chain_set_backing (chain, NULL, NULL) == -1 && errno == EBUSY &&
       tap_errors == 1 && nc_chain_n_layers (chain) == 4,
       "a backing that is needed is not let go");
   tap_clear ();
