@@ -472,14 +472,14 @@ assert len(after) < len(before) * 2' before after
   "$NBDCHAIN" stream --speed 2M qmp
   wait_for 20 job_is 'J["x-copied"] > 1000000'
   echo stall >control
-  "$NBDCHAIN" pause qmp disk
+  timeout 8 "$NBDCHAIN" pause qmp disk
   wait_for 5 job_is 'J["status"] == "paused"'
-  "$NBDCHAIN" cancel qmp disk
+  timeout 8 "$NBDCHAIN" cancel qmp disk
   wait_for 5 job_is 'J == {}'
-  "$NBDCHAIN" stream qmp
-  "$NBDCHAIN" cancel qmp disk
+  timeout 8 "$NBDCHAIN" stream qmp
+  timeout 8 "$NBDCHAIN" cancel qmp disk
   wait_for 5 job_is 'J == {}'
-  "$NBDCHAIN" stream qmp
+  timeout 8 "$NBDCHAIN" stream qmp
   echo go >control
   wait_for 60 job_is 'J == {}'
   assert_same_as base.raw "$uri"

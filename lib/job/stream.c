@@ -214,12 +214,15 @@ static const struct nc_ring_ops ring_ops = {
   .failed = failed,
 };
 
-/* Refuse what cannot be streamed before anything is done. */
+/* Refuse what cannot be streamed before anything is done.  No source is asked
+ * here, which may hang. */
 static int
 check (struct nc_stream *s)
 {
+  /* Of nothing, for it refuses a base that is not there. */
+  nc_extents_init (&s->missing, 0, 0);
   if (nc_export_is_writable (s->disk))
-    return look (s);            /* refuses a base that is not there */
+    return nc_export_missing (s->disk, s->base, &s->missing, &s->looked);
   nc_error ("%s: is open for reading only; a stream writes to it",
             nc_chain_layer_name (s->chain, 0));
   errno = EROFS;
