@@ -258,7 +258,7 @@ assert len(after) < len(before) * 2' before after
 
 @test "paused, nothing is copied; the disk works, and it goes on" {
   serve_chain
-  "$NBDCHAIN" stream --speed 1M qmp
+  "$NBDCHAIN" stream --speed 300K qmp
   wait_for 20 job_is 'J["offset"] > 0'
   "$NBDCHAIN" pause qmp disk
   wait_for 20 job_is 'J["status"] == "paused" and J["x-limit"] == "pause"'
@@ -301,7 +301,7 @@ assert len(after) < len(before) * 2' before after
 @test "cancelled at any moment, the disk is the same, and the base needed" {
   serve_chain
   for ms in 001 020 050 100 200; do
-    "$NBDCHAIN" stream --speed 8M qmp
+    "$NBDCHAIN" stream --speed 500K qmp
     sleep "0.$ms"
     "$NBDCHAIN" cancel qmp disk
     wait_for 20 job_is 'J == {}'
@@ -309,7 +309,7 @@ assert len(after) < len(before) * 2' before after
     assert_same_as disk.raw "$uri"
   done
   listen
-  "$NBDCHAIN" stream --speed 1M qmp
+  "$NBDCHAIN" stream --speed 300K qmp
   run -1 --separate-stderr bash -c '
     "$1" stream --watch qmp' - "$NBDCHAIN"
   "$NBDCHAIN" cancel qmp disk
@@ -449,6 +449,7 @@ assert len(after) < len(before) * 2' before after
   job_is '"not reachable" in J["x-trouble"]'
   qemu-io -f raw -c 'read -P 9 0 64k' -c 'write -P 7 0 64k' "$uri"
   echo accept >control
+  wait_for 60 timeout 20 qemu-io -r -f raw -c 'read 8M 512' "$uri"
   "$NBDCHAIN" set-speed qmp disk 0
   "$NBDCHAIN" resume qmp disk
   wait_for 30 job_is 'J == {}'
@@ -519,7 +520,7 @@ print(json.load(sys.stdin)["fvd"]["clean"])')" = True ]
     --inflight 4 --max-size 32768 --timeout 60 "$uri"
   guest=$pid
   ends_with 0 "$guest"
-  "$NBDCHAIN" stream --speed 2M qmp
+  "$NBDCHAIN" stream --speed 300K qmp
   for ms in 300 100 250 500 050 400; do
     sleep "0.$ms"
     nbdkit=$(pgrep -P "$server")
@@ -528,7 +529,7 @@ print(json.load(sys.stdin)["fvd"]["clean"])')" = True ]
     is_right
     guest $((seed + ${ms#0})) 50
   done
-  job_is 'J["speed"] == 2097152'
+  job_is 'J["speed"] == 307200'
   "$NBDCHAIN" set-speed qmp disk 0
   wait_for 60 job_is 'J == {}'
   [ ! -e top.fvd.jobs ]
