@@ -33,6 +33,7 @@
 #include "ref.h"
 #include "report.h"
 #include "scope.h"
+#include "server.h"
 #include "supervise.h"
 #include "text.h"
 #include "tls.h"
@@ -95,6 +96,7 @@ chain_load (void)
 static int
 stop_all (void)
 {
+  nc_server_stop ();
   if (jobs)
     nc_jobs_stop (jobs);
   if (control)
@@ -107,6 +109,7 @@ chain_unload (void)
 {
   nc_supervise_end (supervise);
   stop_all ();
+  nc_server_end ();
   nc_control_close (control);
   nc_jobs_free (jobs);
   nc_chain_close (chain);
@@ -340,7 +343,10 @@ chain_get_ready (void)
   }
   jobs = nc_jobs_new ();
   chain = jobs ? nc_chain_open (&opts) : NULL;
-  return chain ? 0 : -1;
+  if (chain == NULL)
+    return -1;
+  nc_server_begin (chain, jobs);
+  return 0;
 }
 
 static int
@@ -408,7 +414,7 @@ start_control (void)
 static int
 chain_after_fork (void)
 {
-  if (nc_chain_start (chain) == -1)
+  if (nc_chain_start (chain) == -1 || nc_server_start () == -1)
     return -1;
   /* There before serve says that it is ready, and answered once there is
    * whom to ask for the end. */
