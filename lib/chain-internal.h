@@ -31,6 +31,8 @@ struct nc_chain {
   int stop_errno;
   bool is_durable;              /* though stop_errno is set */
 
+  _Atomic (struct nc_cold *) cold;      /* NULL: none */
+
   _Atomic (uint64_t) waits, refused_waits;
   struct nc_repeat given_up;    /* requests that a remote was needed for */
 };

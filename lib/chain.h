@@ -237,6 +237,56 @@ extern int nc_export_store (struct nc_export *export, const void *buf,
                             const struct nc_fetched *fetched)
   __attribute__ ((__nonnull__ (1, 5)));
 
+/* nc_export_fetch for who has other things to do than to wait for a remote:
+ * if one cannot be reached it fails at once with ENOTCONN, not reported. */
+extern int nc_export_try_fetch (struct nc_export *export, void *buf,
+                                size_t count, uint64_t offset,
+                                struct nc_fetched *fetched)
+  __attribute__ ((__nonnull__ (1, 2, 5)));
+
+/* BUF has what was FETCHED of the range, which may have any alignment: read
+ * those of its blocks that are allocated by now, so that it is as new as this
+ * call.  Returns 1 if a pivot came in between: then BUF is of no use. */
+extern int nc_export_refresh (struct nc_export *export, void *buf,
+                              size_t count, uint64_t offset,
+                              const struct nc_fetched *fetched)
+  __attribute__ ((__nonnull__ (1, 2, 5)));
+
+/* Copy-on-read: who reads for clients of the disk what the active layer does
+ * not have. */
+struct nc_cold {
+  void *opaque;
+
+  /* Only what is in this layer and above; NULL: in all. */
+  const char *bottom;
+
+  /* Fill BUF with the bytes from OFFSET on, COUNT at most; the first one is
+   * not in the active layer (as a moment ago).  Returns how many it did, or 0:
+   * then the chain reads as if this were not here.  Called with nothing held,
+   * may block, in many threads at once. */
+  uint64_t (*read) (void *opaque, struct nc_export *export, void *buf,
+                    uint64_t count, uint64_t offset);
+
+  /* While WATCHING: a client has read a range that was in the active layer.
+   * It must not block. */
+  _Atomic (bool) watching;
+  void (*passed) (void *opaque, uint64_t count, uint64_t offset);
+};
+
+/* From now on; NULL: nobody.  COLD, one at a time, must stay until the chain
+ * is closed, as calls may be under way. */
+extern void nc_chain_set_cold (struct nc_chain *chain, struct nc_cold *cold)
+  __attribute__ ((__nonnull__ (1)));
+
+/* The first run of whole blocks between *first and *end that are COLD's to
+ * read, and go on behind AT: *first and *end, equal if there is none.  Given
+ * ones are block boundaries, or the end of the disk.
+ * Returns -1 on error, reported. */
+extern int nc_export_absent (struct nc_export *export,
+                             const struct nc_cold *cold, uint64_t at,
+                             uint64_t *first, uint64_t *end)
+  __attribute__ ((__nonnull__ (1, 2, 4, 5)));
+
 /* What of the range MISSING (initialized to it) the active layer would need
  * so that the layers between it and the one called BASE, or all below it if
  * that is NULL, can go: an extent each of a type below, until its limit is

@@ -5,7 +5,8 @@
  *
  * A read looks at the active layer's bits, and for what is not allocated
  * there asks the map which layer has it; neighbours with one answer are one
- * system call.  It takes no lock and no claim.
+ * system call.  It takes no lock and no claim.  What the active layer does
+ * not have may be another's to read (copy-on-read, struct nc_cold).
  *
  * A write of allocated blocks goes straight to its place, without a claim:
  * bits never go back.  One that allocates holds a claim over the blocks
@@ -242,6 +243,27 @@ find (struct nc_export *export, struct nc_view *view, uint64_t offset,
   return nc_map_find (map, offset, count, layer, run);
 }
 
+/* COUNT bytes at OFFSET, all of which layer I has, as find says. */
+static int
+read_layer (struct nc_export *export, struct nc_view *view, int i, char *buf,
+            uint64_t count, uint64_t offset, struct attempt *a)
+{
+  struct nc_layer *layer;
+
+  if (i == -1) {
+    memset (buf, 0, count);
+    return 0;
+  }
+  layer = view->layers[i];
+  if (layer->dev->remote)
+    set_deadline (export, a);
+  if (layer->format->pread (layer, buf, count, offset) == -1) {
+    note_failure (export, view, layer, offset, a);
+    return -1;
+  }
+  return 0;
+}
+
 static int
 read_view (struct nc_export *export, struct nc_view *view, char *buf,
            uint64_t count, uint64_t offset, struct attempt *a)
@@ -250,20 +272,9 @@ read_view (struct nc_export *export, struct nc_view *view, char *buf,
     uint64_t run;
     int i;
 
-    if (find (export, view, offset, count, &i, &run) == -1)
+    if (find (export, view, offset, count, &i, &run) == -1 ||
+        read_layer (export, view, i, buf, run, offset, a) == -1)
       return -1;
-    if (i == -1)
-      memset (buf, 0, run);
-    else {
-      struct nc_layer *layer = view->layers[i];
-
-      if (layer->dev->remote)
-        set_deadline (export, a);
-      if (layer->format->pread (layer, buf, run, offset) == -1) {
-        note_failure (export, view, layer, offset, a);
-        return -1;
-      }
-    }
     buf += run;
     count -= run;
     offset += run;
@@ -271,11 +282,10 @@ read_view (struct nc_export *export, struct nc_view *view, char *buf,
   return 0;
 }
 
-int
-nc_export_pread (struct nc_export *export, void *buf, size_t count,
-                 uint64_t offset)
+static int
+read_plainly (struct nc_export *export, char *buf, uint64_t count,
+              uint64_t offset, struct attempt *a)
 {
-  struct attempt a = { 0 };
   struct nc_view *view;
   int r;
 
@@ -283,10 +293,93 @@ nc_export_pread (struct nc_export *export, void *buf, size_t count,
     view = enter (export, NC_VIEW_READ);
     if (view == NULL)
       return -1;
-    r = read_view (export, view, buf, count, offset, &a);
+    r = read_view (export, view, buf, count, offset, a);
     leave (export, view, NC_VIEW_READ);
-  } while (r == -1 && start_over (export, &a));
+  } while (r == -1 && start_over (export, a));
   return r;
+}
+
+/* Whether what layer I of VIEW has is COLD's. */
+static bool
+is_cold (const struct nc_cold *cold, const struct nc_view *view, int i)
+{
+  if (i < 1 || cold->bottom == NULL)
+    return i >= 1;
+  for (size_t k = i; k < view->n; ++k)
+    if (strcmp (view->layers[k]->name, cold->bottom) == 0)
+      return true;
+  return false;
+}
+
+/* The bytes from OFFSET on that are not COLD's: *done.  *run: how many that
+ * are follow. */
+static int
+read_warm (struct nc_export *export, const struct nc_cold *cold, char *buf,
+           uint64_t count, uint64_t offset, uint64_t *done, uint64_t *run,
+           struct attempt *a)
+{
+  struct nc_view *view = enter (export, NC_VIEW_READ);
+  int r = 0;
+  int i;
+
+  if (view == NULL)
+    return -1;
+  for (*done = 0; *done < count; *done += *run) {
+    r = find (export, view, offset + *done, count - *done, &i, run);
+    if (r == -1 || is_cold (cold, view, i))
+      break;
+    r = read_layer (export, view, i, buf + *done, *run, offset + *done, a);
+    if (r == -1)
+      break;
+  }
+  leave (export, view, NC_VIEW_READ);
+  return r;
+}
+
+static int
+read_with (struct nc_export *export, struct nc_cold *cold, char *buf,
+           uint64_t count, uint64_t offset)
+{
+  const uint64_t first = offset, end = offset + count;
+  struct attempt a = { 0 };
+  bool is_warm = true;
+
+  for (uint64_t n, run; offset < end; offset += n, buf += n) {
+    if (read_warm (export, cold, buf, end - offset, offset, &n, &run,
+                   &a) == -1) {
+      if (!start_over (export, &a))
+        return -1;
+      n = 0;
+    }
+    else if (offset + n < end) {
+      offset += n;
+      buf += n;
+      is_warm = false;
+      set_deadline (export, &a);
+      n = cold->read (cold->opaque, export, buf, end - offset, offset);
+      if (n > 0)
+        continue;
+      n = run;
+      if (read_plainly (export, buf, n, offset, &a) == -1)
+        return -1;
+    }
+  }
+  if (is_warm && atomic_load_explicit (&cold->watching,
+                                       memory_order_relaxed))
+    cold->passed (cold->opaque, end - first, first);
+  return 0;
+}
+
+int
+nc_export_pread (struct nc_export *export, void *buf, size_t count,
+                 uint64_t offset)
+{
+  struct nc_cold *cold = export->layer ? NULL
+    : atomic_load_explicit (&export->chain->cold, memory_order_acquire);
+  struct attempt a = { 0 };
+
+  return cold ? read_with (export, cold, buf, count, offset)
+    : read_plainly (export, buf, count, offset, &a);
 }
 
 /* Writing. */
@@ -727,23 +820,125 @@ fetch_view (struct nc_export *export, struct nc_view *view, char *buf,
   return 0;
 }
 
+static int
+fetch (struct nc_export *export, void *buf, uint64_t count, uint64_t offset,
+       struct nc_fetched *fetched, struct attempt *a)
+{
+  struct nc_view *view = enter (export, NC_VIEW_READ);
+  int r;
+
+  if (view == NULL)
+    return -1;
+  fetched->view = view;
+  r = fetch_view (export, view, buf, count, offset, a);
+  leave (export, view, NC_VIEW_READ);
+  return r;
+}
+
 int
 nc_export_fetch (struct nc_export *export, void *buf, size_t count,
                  uint64_t offset, struct nc_fetched *fetched)
 {
   struct attempt a = { 0 };
-  struct nc_view *view;
   int r;
 
-  do {
-    view = enter (export, NC_VIEW_READ);
-    if (view == NULL)
-      return -1;
-    fetched->view = view;
-    r = fetch_view (export, view, buf, count, offset, &a);
-    leave (export, view, NC_VIEW_READ);
-  } while (r == -1 && start_over (export, &a));
+  do
+    r = fetch (export, buf, count, offset, fetched, &a);
+  while (r == -1 && start_over (export, &a));
   return r;
+}
+
+int
+nc_export_try_fetch (struct nc_export *export, void *buf, size_t count,
+                     uint64_t offset, struct nc_fetched *fetched)
+{
+  struct attempt a = { 0 };
+  const int r = fetch (export, buf, count, offset, fetched, &a);
+
+  if (a.view)
+    nc_view_unpin (&export->chain->views, a.view);
+  return r;
+}
+
+int
+nc_export_refresh (struct nc_export *export, void *buf, size_t count,
+                   uint64_t offset, const struct nc_fetched *fetched)
+{
+  struct nc_view *view = enter (export, NC_VIEW_READ);
+  struct nc_layer *active;
+  int r;
+
+  if (view == NULL)
+    return -1;
+  active = view->layers[0];
+  r = view == fetched->view ? 0 : 1;
+  for (uint64_t done = 0, run; r == 0 && done < count; done += run) {
+    bool allocated;
+
+    r = active->format->run (active, offset + done, count - done, &allocated,
+                             &run);
+    if (r == 0 && allocated)
+      r = active->format->pread (active, (char *) buf + done, run,
+                                 offset + done);
+  }
+  leave (export, view, NC_VIEW_READ);
+  return r;
+}
+
+/* nc_export_absent for who is in VIEW. */
+static int
+absent_view (struct nc_export *export, struct nc_view *view,
+             const struct nc_cold *cold, uint64_t at, uint64_t *first,
+             uint64_t *end)
+{
+  const uint64_t block = export->block_size, limit = *end;
+  uint64_t from = *first, to = from;
+
+  for (uint64_t pos = from, run; pos < limit; pos += run) {
+    uint64_t last;
+    int i;
+
+    if (find (export, view, pos, limit - pos, &i, &run) == -1)
+      return -1;
+    last = pos + run;
+    if (is_cold (cold, view, i)) {
+      if (from == to)
+        from = nc_round_down (pos, block);
+      to = nc_min64 (nc_round_up (last, block), export->size);
+    }
+    else {
+      /* Only whole blocks that are not cold come in between. */
+      last = last == export->size ? last : nc_round_down (last, block);
+      if (nc_round_up (pos, block) >= last)
+        continue;
+      if (from < to && to > at)
+        break;
+      from = to = last;
+    }
+  }
+  *first = from;
+  *end = to > at ? to : from;
+  return 0;
+}
+
+int
+nc_export_absent (struct nc_export *export, const struct nc_cold *cold,
+                  uint64_t at, uint64_t *first, uint64_t *end)
+{
+  struct nc_view *view = enter (export, NC_VIEW_READ);
+  int r;
+
+  if (view == NULL)
+    return -1;
+  r = absent_view (export, view, cold, at, first, end);
+  leave (export, view, NC_VIEW_READ);
+  return r;
+}
+
+void
+nc_chain_set_cold (struct nc_chain *chain, struct nc_cold *cold)
+{
+  atomic_store_explicit (&chain->cold, cold, memory_order_release);
 }
 
 /* How many bytes from OFFSET on, up to END, there is one answer for: whether

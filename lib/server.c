@@ -23,7 +23,7 @@ static struct {
   pthread_mutex_t lock;         /* guards the rest; held while parts are
                                    started and stopped */
   struct nc_part part[NC_PARTS_MAX];
-  size_t n, n_started;
+  size_t n, n_started, n_running;       /* started; not stopped yet */
 } server = { .lock = PTHREAD_MUTEX_INITIALIZER };
 
 void
@@ -74,11 +74,12 @@ int
 nc_server_start (void)
 {
   NC_LOCKED (&server.lock);
-  for (; server.n_started < server.n; server.n_started++) {
+  while (server.n_started < server.n) {
     const struct nc_part *part = &server.part[server.n_started];
 
     if (part->start (part->opaque, server.chain) == -1)
       return -1;
+    server.n_running = ++server.n_started;
   }
   return 0;
 }
@@ -87,8 +88,8 @@ void
 nc_server_stop (void)
 {
   NC_LOCKED (&server.lock);
-  while (server.n_started > 0) {
-    const struct nc_part *part = &server.part[--server.n_started];
+  while (server.n_running > 0) {
+    const struct nc_part *part = &server.part[--server.n_running];
 
     part->stop (part->opaque);
   }
@@ -98,6 +99,11 @@ void
 nc_server_end (void)
 {
   NC_LOCKED (&server.lock);
+  while (server.n_started > 0) {
+    const struct nc_part *part = &server.part[--server.n_started];
+
+    part->end (part->opaque);
+  }
   server.chain = NULL;
   server.jobs = NULL;
   server.n = 0;

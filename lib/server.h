@@ -9,7 +9,7 @@
  *   plugin .after_fork   nc_server_start       the chain has been started
  *     requests
  *   plugin, at the end   nc_server_stop        the chain is about to stop
- *   plugin .unload       nc_server_end
+ *   plugin .unload       nc_server_end         the chain has been stopped
  *   filter .unload                             frees what is its own
  *
  * nbdkit calls the plugin's .get_ready, .after_fork and .unload before those
@@ -31,9 +31,12 @@ struct nc_part {
    * reported. */
   int (*start) (void *opaque, struct nc_chain *chain);
 
-  /* Called once, if start succeeded: end the threads, and let go of all
-   * exports.  Requests of clients may go on. */
+  /* Called once each, if start succeeded.  stop: begin nothing any more, and
+   * write what must not be lost; requests of clients may go on, and remotes
+   * may hang, so wait for neither.  end: the chain has been stopped, so that
+   * nothing hangs: end the threads, and let go of all exports. */
   void (*stop) (void *opaque);
+  void (*end) (void *opaque);
 };
 
 #define NC_PARTS_MAX 16
@@ -60,7 +63,8 @@ extern int nc_server_start (void);
  * thread, any number of times. */
 extern void nc_server_stop (void);
 
-/* After nc_server_stop: forget chain and parts. */
+/* After nc_server_stop and nc_chain_stop: end the parts, and forget them and
+ * the chain.  One thread. */
 extern void nc_server_end (void);
 
 #endif /* NC_SERVER_H */

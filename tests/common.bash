@@ -184,6 +184,17 @@ serve_plain ()
   serve_by plain "${nbdkit[@]}" -f -t 16 -- "$NBDCHAIN_PLUGIN" "$@"
 }
 
+# serve_copying IMAGE [ARGUMENT...]: the same with copy-on-read, by the filter
+# of this build.
+serve_copying ()
+{
+  local nbdkit
+  nbdkit_with_chain valgrind
+  serve_by copying "${nbdkit[@]}" -f -t 16 \
+    --filter="$NBDCHAIN_FILTERS/nbdkit-stream-filter.so" -- \
+    "$NBDCHAIN_PLUGIN" "$@"
+}
+
 # serve_raw NAME FILE [ARGUMENT...]: serve a raw file, as a remote base.  With
 # several threads nbdkit 1.32 aborts when a client goes away too early.
 serve_raw ()

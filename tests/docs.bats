@@ -18,6 +18,7 @@ setup ()
   common_setup
   cli_pod=$top_srcdir/tools/nbdchain.pod
   plugin_pod=$top_srcdir/plugin/nbdkit-chain-plugin.pod
+  filter_pods=("$top_srcdir"/filters/*/*.pod)
 }
 
 teardown ()
@@ -58,7 +59,8 @@ pod_options ()
 # documents: print the names of all that may have examples.
 documents ()
 {
-  printf '%s\n' "$top_srcdir"/README.md "$cli_pod" "$plugin_pod"
+  printf '%s\n' "$top_srcdir"/README.md "$cli_pod" "$plugin_pod" \
+    "${filter_pods[@]}"
   find "$top_srcdir/docs" -name '*.md'
 }
 
@@ -154,14 +156,37 @@ run_examples ()
   diff -u header pod
 }
 
+# help_parameters: print the parameters in the part of "nbdkit --help" that is
+# read, one a line.
+help_parameters ()
+{
+  grep -E '^[[a-z]' | grep -oE '[a-z-]+\]?=[^ ]*(, |$)|^\[?[a-z-]+=' |
+    grep -oE '^\[?[a-z-]+' | tr -d '[' | sort -u
+}
+
+# pod_parameters FILE: print the parameters that are items of a pod.
+pod_parameters ()
+{
+  section "$1" PARAMETERS | sed -nE 's/^=item \[?B<([a-z-]+)=.*/\1/p' | sort -u
+}
+
 @test "help and man page of the plugin name the same parameters" {
-  chain --help | sed '1,/^plugin: /d' >help
-  grep -E '^[[a-z]' help | grep -oE '[a-z-]+\]?=[^ ]*(, |$)|^\[?[a-z-]+=' |
-    grep -oE '^\[?[a-z-]+' | tr -d '[' | sort -u >keys
-  section "$plugin_pod" PARAMETERS |
-    sed -nE 's/^=item \[?B<([a-z-]+)=.*/\1/p' | sort -u >pod
+  chain --help | sed '1,/^plugin: /d' | help_parameters >keys
+  pod_parameters "$plugin_pod" >pod
   [ -s keys ]
   diff -u keys pod
+}
+
+@test "help and man page of a filter name the same parameters" {
+  local pod name
+  for pod in "${filter_pods[@]}"; do
+    name=$(basename "$pod" .pod)
+    chain --filter="$NBDCHAIN_FILTERS/$name.so" --help |
+      sed '1,/^filter: /d; /^plugin: /,$d' | help_parameters >keys
+    pod_parameters "$pod" >items
+    [ -s keys ]
+    diff -u keys items
+  done
 }
 
 @test "the plugin dumps what it can do" {
@@ -178,7 +203,7 @@ run_examples ()
 }
 
 @test "the man pages are proper pod" {
-  podchecker "$cli_pod" "$plugin_pod"
+  podchecker "$cli_pod" "$plugin_pod" "${filter_pods[@]}"
 }
 
 @test "files that README.md and the release notes link to are there" {
@@ -253,4 +278,8 @@ run_examples ()
 
 @test "the examples in nbdkit-chain-plugin(1) run" {
   run_examples "$plugin_pod"
+}
+
+@test "the examples in nbdkit-stream-filter(1) run" {
+  run_examples "$top_srcdir/filters/stream/nbdkit-stream-filter.pod"
 }

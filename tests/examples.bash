@@ -60,8 +60,8 @@ print(s.getsockname()[1])'
 }
 
 # make_stage: make bin/, a folder for PATH, and run/ in the current directory,
-# and choose the ports of "server".  In bin/, "nbdkit chain" has the plugin of
-# the build, "nbdchain serve" goes on in the background once it is ready, as
+# and choose the ports of "server".  In bin/, "nbdkit chain" has the plugin and the
+# filters of the build, "nbdchain serve" goes on in the background once it is ready, as
 # nbdkit does, and qemu-system-x86_64 starts a guest that ends at once.
 make_stage ()
 {
@@ -91,6 +91,8 @@ for arg; do
       arg=$NBDCHAIN_PLUGIN
       export LD_LIBRARY_PATH=$top_builddir/lib/.libs
       export LD_PRELOAD=$NBDCHAIN_PRELOAD ;;
+    --filter=stream)
+      arg=--filter=$NBDCHAIN_FILTERS/nbdkit-stream-filter.so ;;
     -U | -p) daemon=yes ;;
     --run) daemon= ;;
   esac

@@ -316,3 +316,50 @@ remote_base ()
   [ "$status" -eq 1 ]
   [[ $output == *"a read returned wrong data"* ]]
 }
+
+# slow_base: serve base.raw so that every read takes its time; sets $allow.
+slow_base ()
+{
+  serve_by base "$NBDKIT" -f -r -t 8 --filter=delay -- file base.raw rdelay=2ms
+  allow=$uri
+}
+
+# copying_rounds CREATE-OPTION... -- ORACLE-OPTION...: operations on an image over
+# a slow base with copy-on-read, with as much room as there is by default and with
+# little; then the disk without it.
+copying_rounds ()
+{
+  local create=() parameters round=0
+  while [ "$1" != -- ]; do
+    create+=("$1")
+    shift
+  done
+  shift
+  rm -f top.fvd state
+  make_overlay top.fvd "$allow" "${create[@]}"
+  for parameters in '' 'read-ahead=0 max-outstanding=2M neighbourhood=4K'; do
+    round=$((round + 1))
+    # shellcheck disable=SC2086
+    serve_copying top.fvd allow="$allow" max-waiting=0 $parameters
+    oracle $((seed * 100 + round)) --ops "$ops" --base base.raw --state state \
+      "$@" "$uri"
+    stop "$pid"
+    "$NBDCHAIN" check top.fvd
+  done
+  serve_plain top.fvd allow="$allow"
+  oracle "$seed" --verify-only --base base.raw --state state "$uri"
+  stop "$pid"
+}
+
+@test "copy-on-read over a slow base: what clients write, trim and zero wins" {
+  make_base base.raw 8388613
+  slow_base
+  copying_rounds -- --connections 4 --overlap --max-size 65536
+}
+
+@test "copy-on-read in few blocks: every client sees what it must" {
+  make_base base.raw 300001
+  slow_base
+  copying_rounds --block-size 4K -- --connections 4 --overlap --max-size 20000
+  copying_rounds --block-size 64K -- --connections 3 --max-size 20000
+}

@@ -88,6 +88,8 @@ static const char help[] =
   "                           full\n"
   "\n"
   "How:\n"
+  "      --copy-on-read       store what clients read of the layers below, and\n"
+  "                           read ahead of those that read in sequence\n"
   "      --control SOCKET     answer to QMP on this Unix socket: see \"nbdchain\n"
   "                           jobs\", and docs/control.md\n"
   "      --resume on|off      go on with the jobs that ran when the last\n"
@@ -110,7 +112,7 @@ static const char help[] =
 enum {
   OPT_ALLOW = 256, OPT_BASE, OPT_RETRY, OPT_THREADS, OPT_DETECT_ZEROES,
   OPT_ENLARGE, OPT_MAX_CONNECTIONS, OPT_CONTROL, OPT_RESUME, OPT_JOBS,
-  OPT_JSON, OPT_SOCKET_MODE,
+  OPT_COPY_ON_READ, OPT_JSON, OPT_SOCKET_MODE,
   OPT_TLS, OPT_TLS_CERTIFICATES, OPT_TLS_PSK, OPT_TLS_VERIFY_PEER,
 };
 
@@ -119,6 +121,7 @@ static const struct option options[] = {
   { "allow", required_argument, NULL, OPT_ALLOW },
   { "base", required_argument, NULL, OPT_BASE },
   { "control", required_argument, NULL, OPT_CONTROL },
+  { "copy-on-read", no_argument, NULL, OPT_COPY_ON_READ },
   { "detect-zeroes", required_argument, NULL, OPT_DETECT_ZEROES },
   { "enlarge", required_argument, NULL, OPT_ENLARGE },
   { "help", no_argument, NULL, 'h' },
@@ -163,7 +166,7 @@ struct serve {
   mode_t socket_mode;
   bool has_socket_mode;
   bool inherited;               /* there is a socket already */
-  bool read_only, json, no_resume;
+  bool read_only, json, no_resume, copy_on_read;
   struct tls tls;
   struct nc_tls remote_tls;
   uint64_t threads, max_connections;
@@ -300,6 +303,9 @@ parse_option (struct serve *serve, int c, const char *value)
   case OPT_JOBS:
     add_arg (&serve->parameters, "jobs=%s", value);
     return 0;
+  case OPT_COPY_ON_READ:
+    serve->copy_on_read = true;
+    return 0;
   case OPT_THREADS:
     return parse_number ("--threads", value, 2, THREADS_MAX,
                          &serve->threads);
@@ -404,6 +410,11 @@ check_options (const struct serve *serve)
     nc_error ("--ipaddr is for TCP: give --port, too");
     return -1;
   }
+  if (serve->copy_on_read && serve->read_only) {
+    nc_error ("--copy-on-read stores what is read in the image, and "
+              "--read-only forbids that: leave one out");
+    return -1;
+  }
   if (serve->has_socket_mode && serve->port) {
     nc_error ("--socket-mode is for a Unix socket, and --port makes none");
     return -1;
@@ -417,6 +428,13 @@ environment (const char *name, const char *otherwise)
   const char *value = getenv (name);
 
   return value && value[0] ? value : otherwise;
+}
+
+static void
+add_filter (struct args *command, const char *name)
+{
+  add_arg (command, "--filter=%s/nbdkit-%s-filter.so",
+           environment ("NBDCHAIN_FILTERS", FILTERS_PATH), name);
 }
 
 /* The command line of nbdkit.  EXTRA goes last, where nbdkit takes options,
@@ -437,6 +455,8 @@ make_command (const struct serve *serve, const char *image, char *extra[],
     add_arg (command, "--tls-psk=%s", serve->tls.path);
   if (serve->tls.verify_peer)
     add_arg (command, "--tls-verify-peer");
+  if (serve->copy_on_read)
+    add_filter (command, "stream");
   add_arg (command, "%s", environment ("NBDCHAIN_PLUGIN", PLUGIN_PATH));
   /* Not to be read as an option or as KEY=VALUE. */
   add_arg (command, "%s%s", image[0] == '/' ? "" : "./", image);

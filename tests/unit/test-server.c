@@ -38,11 +38,19 @@ stop (void *opaque)
   remember (opaque);
 }
 
+static void
+end (void *opaque)
+{
+  remember ("/");
+  remember (opaque);
+}
+
 static int
 add (const char *name)
 {
   const struct nc_part part = {
     .name = name, .opaque = (void *) name, .start = start, .stop = stop,
+    .end = end,
   };
 
   return nc_server_add (&part);
@@ -58,8 +66,9 @@ main (void)
       "without our plugin no filter works");
 
   nc_server_begin (chain, jobs);
-  ok (nc_server_chain () == chain && nc_server_jobs () == jobs && add ("a") == 0 && add ("b") == 0 &&
-      add ("c") == 0, "filters are added");
+  ok (nc_server_chain () == chain && nc_server_jobs () == jobs &&
+      add ("a") == 0 && add ("b") == 0 && add ("c") == 0,
+      "filters are added");
   ok (add ("b") == -1 && strstr (tap_error, "--filter=b was given twice"),
       "no filter twice");
 
@@ -70,14 +79,18 @@ main (void)
   ok (strcmp (done, "abc-c-b-a") == 0,
       "parts stop once, the other way round");
 
+  nc_server_end ();
+  ok (strcmp (done, "abc-c-b-a/c/b/a") == 0, "and end so");
+
   *done = '\0';
+  nc_server_begin (chain, jobs);
+  must (add ("a") == 0 && add ("b") == 0 && add ("c") == 0, "add");
   is_broken = true;
   ok (nc_server_start () == -1 && strcmp (done, "ab") == 0,
       "a part that cannot start ends the start");
   nc_server_stop ();
-  ok (strcmp (done, "ab-b-a") == 0, "those before it are stopped");
-
   nc_server_end ();
+  ok (strcmp (done, "ab-b-a/b/a") == 0, "those before it are stopped");
   ok (nc_server_chain () == NULL && add ("d") == -1,
       "afterwards there is no chain");
   return tap_done ();
