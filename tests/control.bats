@@ -25,6 +25,14 @@ ask ()
   printf '%s\n' "$@" | "$qmp" script qmp
 }
 
+# stream ARGUMENTS: a slow one.
+stream ()
+{
+  local args='"device": "disk", "speed": 65536'
+  [ "$(ask "{\"execute\": \"block-stream\", \"arguments\": {$args, $1}}")" = \
+    '{"return": {}}' ]
+}
+
 # member EXPRESSION: the value that it has for the JSON D on stdin.
 member ()
 {
@@ -201,6 +209,21 @@ END
   diff -u theirs ours
 }
 
+@test "jobs of a chain and of a storage daemon live the same life" {
+  dd if=/dev/urandom of=base.raw bs=1M count=4 status=none
+  make_overlay top.fvd base.raw
+  serve top.fvd --control qmp
+  qemu-img create -q -f qcow2 -b "$PWD/base.raw" -F raw top.qcow2
+  start qsd qemu-storage-daemon --blockdev \
+    driver=qcow2,node-name=disk,file.driver=file,file.filename=top.qcow2 \
+    --chardev socket,path=qsd.sock,id=c,server=on,wait=off --monitor chardev=c
+  wait_for 20 test -S qsd.sock
+  "$qmp" life qsd.sock >theirs
+  "$qmp" life qmp >ours
+  [ "$(grep -c BLOCK_JOB_COMPLETED ours)" -eq 2 ]
+  diff -u theirs ours
+}
+
 @test "what QEMU always says of a node is said of a layer" {
   serve_chain
   truncate -s 64M qemu.raw
@@ -325,6 +348,54 @@ record ()
   [ "$(ask '{"execute": "query-jobs"}')" = '{"return": []}' ]
   stop "$pid"
   cmp before top.fvd.jobs
+}
+
+@test "a job that runs goes on after quit, and as it was told to" {
+  dd if=/dev/urandom of=base.raw bs=1M count=4 status=none
+  make_overlay top.fvd base.raw
+  serve top.fvd --control qmp
+  stream '"job-id": "j", "on-error": "stop"'
+  "$NBDCHAIN" set-speed qmp j 128K
+  "$NBDCHAIN" pause qmp j
+  [ "$(member '[j["id"] for j in D["jobs"]]' <top.fvd.jobs)" = "['j']" ]
+  ask '{"execute": "quit"}' >/dev/null
+  wait "$pid"
+  serve top.fvd --control qmp
+  wait_for 20 paused_as_before
+  "$NBDCHAIN" set-speed qmp j 0
+  "$NBDCHAIN" resume qmp j
+  no_jobs ()
+  {
+    [ "$("$NBDCHAIN" jobs qmp)" = "No jobs" ]
+  }
+  wait_for 20 no_jobs
+  [ ! -e top.fvd.jobs ]
+  stop "$pid"
+  [ "$("$NBDCHAIN" info --json top.fvd | member 'D["backing"]')" = None ]
+  "$NBDCHAIN" compare top.fvd -F raw base.raw
+}
+
+paused_as_before ()
+{
+  [ "$("$NBDCHAIN" jobs --json qmp |
+    member '[[j["id"], j["status"], j["x-speed"], j["x-on-error"]]
+             for j in D]')" = "[['j', 'paused', 131072, 'stop']]" ]
+}
+
+@test "a job that was cancelled, or has ended, does not go on" {
+  dd if=/dev/urandom of=base.raw bs=1M count=4 status=none
+  make_overlay top.fvd base.raw
+  serve top.fvd --control qmp
+  stream '"job-id": "disk"'
+  [ -e top.fvd.jobs ]
+  "$NBDCHAIN" cancel qmp disk
+  [ ! -e top.fvd.jobs ]
+  kill -KILL "$(pgrep -P "$pid")"
+  back ()
+  {
+    [ "$("$NBDCHAIN" jobs qmp 2>/dev/null)" = "No jobs" ]
+  }
+  wait_for 20 back
 }
 
 @test "a record that others could have made is refused, and the disk served" {

@@ -8,6 +8,9 @@
 #                                     print each reply
 #   qmp.py shapes SOCKET < COMMANDS   the same, but print of each reply its
 #                                     error class, or the types of what it has
+#   qmp.py life SOCKET                send jobs of block-stream through their
+#                                     life; print the replies and what happened
+#                                     in between, but for how far they came
 #   qmp.py watch SOCKET               print the events, until the server goes
 #   qmp.py hostile SOCKET WHAT        misbehave; see the functions
 #   qmp.py as-user UID SOCKET         come as another user; print what is said
@@ -100,6 +103,117 @@ def watch(path):
     while message := client.hear():
         assert "event" in message
         print(json.dumps(message, sort_keys=True), flush=True)
+
+
+def without_progress(value, name=""):
+    """As shape, but with the values that do not depend on the time."""
+    if isinstance(value, dict):
+        return {k: without_progress(v, k) for k, v in sorted(value.items())
+                if not k.startswith("x-")}
+    if isinstance(value, list):
+        return [without_progress(v) for v in value]
+    if name == "busy" or (isinstance(value, int) and name != "speed" and
+                          not isinstance(value, bool)):
+        return type(value).__name__
+    return value
+
+
+class Life:
+    """Commands, each followed by the events up to one that is named."""
+
+    def __init__(self, path):
+        self.client = Client(path).negotiate()
+        self.events = []
+
+    def hear(self):
+        message = self.client.hear()
+        assert message is not None, "hung up"
+        if "event" not in message:
+            return message
+        data = message["data"]
+        name = message["event"]
+        if name == "JOB_STATUS_CHANGE":
+            name = data["status"]
+        self.events.append((name, without_progress(data)))
+        assert set(shape(message["timestamp"]).values()) == {"int"}
+        return None
+
+    def ask(self, command, **args):
+        args = {key.replace("_", "-"): value for key, value in args.items()}
+        self.client.send(json.dumps({"execute": command, "arguments": args}))
+        while (reply := self.hear()) is None:
+            pass
+        reply = without_progress(reply)
+        if "error" in reply:
+            reply = outline(reply)
+        print(command, json.dumps(reply, sort_keys=True))
+
+    def until(self, *names):
+        """Print what has happened since the last call."""
+        for name in names:
+            while name not in [event for event, _ in self.events]:
+                assert self.hear() is None
+        for event in self.events:
+            print("   ", json.dumps(event, sort_keys=True))
+        self.events = []
+
+
+def life(path):
+    job = Life(path)
+    slow = {"device": "disk", "job_id": "j", "speed": 65536}
+
+    # One that is steered, and cancelled.
+    job.ask("block-stream", **slow)
+    job.until("running")
+    for command in ("query-jobs", "query-block-jobs"):
+        job.ask(command)
+    for wrong in ({"job_id": "j"}, {"job_id": "k", "device": "none"},
+                  {"job_id": "k", "speed": -1}, {"job_id": "k", "x": 1},
+                  {"job_id": "k", "on_error": "never"}, {"job_id": "1k"},
+                  {"job_id": "k", "base": "none"},
+                  {"job_id": "k", "base_node": "none"}):
+        job.ask("block-stream", **{"device": "disk", **wrong})
+    for command in ("job-complete", "job-finalize", "job-dismiss",
+                    "job-resume"):
+        job.ask(command, id="j")
+    job.ask("job-pause", id="j")
+    job.until("paused")
+    job.ask("query-jobs")
+    job.ask("job-pause", id="j")
+    job.ask("block-job-set-speed", device="j", speed=131072)
+    job.ask("block-job-resume", device="j")
+    job.until("running")
+    job.ask("block-job-cancel", device="j")
+    job.until("null")
+    job.ask("query-jobs")
+
+    # One that is cancelled while it is paused.
+    job.ask("block-stream", **slow)
+    job.until("running")
+    job.ask("block-job-pause", device="j")
+    job.until("paused")
+    job.ask("job-cancel", id="j")
+    job.until("null")
+
+    # One that waits for everything.
+    job.ask("block-stream", device="disk", job_id="j", auto_finalize=False,
+            auto_dismiss=False)
+    job.until("BLOCK_JOB_PENDING")
+    for command in ("job-dismiss", "job-pause", "job-resume", "job-complete"):
+        job.ask(command, id="j")
+    job.ask("query-block-jobs")
+    job.ask("job-finalize", id="j")
+    job.until("concluded")
+    for command in ("job-finalize", "job-cancel", "job-pause"):
+        job.ask(command, id="j")
+    job.ask("query-jobs")
+    job.ask("job-dismiss", id="j")
+    job.until("null")
+
+    # One that has nothing to do.
+    job.ask("block-stream", device="disk", job_id="j", on_error="stop")
+    job.until("null")
+    job.ask("block-job-dismiss", id="j")
 
 
 # Each misbehaves, and shows that a client who came before is served as ever.
@@ -234,6 +348,8 @@ def main():
         script(args[0], lambda reply: reply)
     elif what == "shapes":
         script(args[0], outline)
+    elif what == "life":
+        life(args[0])
     elif what == "watch":
         watch(args[0])
     elif what == "hostile":

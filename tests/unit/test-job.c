@@ -546,6 +546,14 @@ test_errors (void)
   ok (nc_job_resume (jobs, "a", why) == 0 &&
       nc_job_wait (jobs, "a", -1, &info) == 0 && info.failed &&
       is_dismissed (&fake, "a"), "another error ends it");
+
+  init (&fake);
+  fake.fail_read = EIO;
+  must (create (&fake, "a", (struct nc_job_options) {
+        .on_error = NC_ON_ERROR_STOP }) == 0 &&
+        comes_to ("a", NC_JOB_PAUSED), "create");
+  ok (nc_job_cancel (jobs, "a", true, why) == 0 && is_freed (&fake) &&
+      fake.attempts == 1, "a job that an error stopped is cancelled at once");
 }
 
 static void
