@@ -2,9 +2,9 @@
 # SPDX-License-Identifier: BSD-3-Clause
 # Copyright (C) 2026 The nbdchain authors
 #
-# What QEMU's iotests (version 7.2) check of formats, chains and graphs, and
-# which test of ours does: the table below has their numbers.  Scenarios that
-# no other file covers are here.
+# What QEMU's iotests (version 7.2) check of formats, chains, graphs and jobs,
+# and which test of ours does: the table below has their numbers.  Scenarios
+# that no other file covers are here.
 # shellcheck disable=SC2016             # what is quoted is for another shell
 # shellcheck disable=SC2030,SC2031      # a test is a subshell
 # shellcheck disable=SC2154             # common.bash sets these
@@ -66,6 +66,28 @@ scenarios='
 083 | remote.bats | a base that hangs up after each byte of a reply costs time only
 083 | hostile.bats | nbdkit alone lives through nonsense in the handshake and in requests
 083 | hostile.bats | clients that hang up with requests under way, again and again
+030 | stream-live.bats | a chain goes into its top while a guest writes, and the rest is let go
+030 | stream.bats | a whole chain comes into the top, and the rest can be deleted
+030 | stream-live.bats | only what is above a layer comes in, under a guest; that one stays
+030 | stream-live.bats | with nothing to do it ends at once, and well
+030 | stream-live.bats | paused, nothing is copied; the disk works, and it goes on
+030 | stream-live.bats | what makes no sense is refused, and nothing changes
+030 | stream-live.bats | a second stream is refused while one runs, and welcome after it
+030 | stream.bats | what is behind the end of a shorter base stays zeros
+030 | stream-live.bats | on-error=report: an error ends it, and the disk is as before
+030 | stream-live.bats | on-error=ignore: errors for a while only cost time
+030 | stream-live.bats | on-error=stop: an error lets it wait, and resume tries again
+030 | stream-live.bats | on-error=enospc: full storage lets it wait, and guests lose nothing
+030 | stream-live.bats | cancelled at any moment, the disk is the same, and the base needed
+030 | stream-live.bats | a rate holds from the first byte, and another one at once
+030 245 | stream-live.bats | the guest'"'"'s writes, trims and zeros race with it for the same blocks
+161 245 | stream-live.bats | base, bottom and backing-file: what stays, and what it is called
+stream-error-on-reset stream-under-throttle | stream-live.bats | clients come and go while it is slow
+219 141 | control.bats | jobs of a chain and of a storage daemon live the same life
+219 141 229 | unit/test-job.c |
+185 | control.bats | a job that runs goes on after quit, and as it was told to
+185 | stream-live.bats | a server that is stopped while its source hangs ends at once
+264 | stream-live.bats | the source is gone for a while: local data is served, and it goes on
 '
 
 @test "each test that the table names exists" {
@@ -82,7 +104,8 @@ scenarios='
   [ "$missing" -eq 0 ]
   # And each number has a line.
   for number in 245 114 110 161 060 138 080 039 026 071 033 034 154 179 271 \
-      046 077 122 028 153 182 221 241 104 223 205 143 162 083; do
+      046 077 122 028 153 182 221 241 104 223 205 143 162 083 \
+      030 stream-error-on-reset stream-under-throttle 219 141 229 185 264; do
     grep -qw -- "$number" <<<"$scenarios" || { echo "$number"; false; }
   done
 }
