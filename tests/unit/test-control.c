@@ -376,6 +376,7 @@ test_io_errors (void)
 {
   struct nc_io_errors errors = { .lock = PTHREAD_MUTEX_INITIALIZER };
   struct peer p = negotiated ();
+  unsigned n = 0;
 
   ok (io_error_is (&errors, NC_JOB_READ, EIO, 5000, "\"x-count\":1") &&
       io_error_is (&errors, NC_JOB_READ, EIO, 5000, "") &&
@@ -398,9 +399,12 @@ test_io_errors (void)
   for (unsigned i = 0; i < 10000; i++)
     nc_control_io_error (control, NC_JOB_WRITE, ENOSPC);
   nc_control_event (control, "X_TEST", json_object ());
-  for (unsigned i = 0; i < 1000 && hears (&p, "BLOCK_IO_ERROR"); i++)
-    ;
-  ok (strstr (p.line, "X_TEST") != NULL, "a flood of them is a few events");
+  do {
+    json_decref (hear (&p));
+    n++;
+  } while (strstr (p.line, "BLOCK_IO_ERROR"));
+  ok (strstr (p.line, "X_TEST") != NULL && n < 1000,
+      "a flood of them is a few events");
   hang_up (&p);
 }
 
