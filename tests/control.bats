@@ -350,6 +350,37 @@ record ()
   cmp before top.fvd.jobs
 }
 
+@test "jobs shows what a job is, how far it came, and what keeps it" {
+  dd if=/dev/urandom of=base.raw bs=1M count=4 status=none
+  serve_by base "$NBDKIT" -f -r --filter=error -- file base.raw \
+    error-pread-rate=100% error-file="$PWD/fail"
+  local base=$uri
+  make_overlay top.fvd "$base"
+  serve top.fvd --allow "$base" --control qmp
+  touch fail
+  stream '"job-id": "j", "on-error": "stop"'
+  is_stopped ()
+  {
+    "$NBDCHAIN" jobs qmp >shown
+    grep -qx 'j: stream, paused' shown
+  }
+  wait_for 20 is_stopped
+  cat shown
+  grep -qx '  Progress: *0 bytes of 4 MiB .*' shown
+  grep -qx '  Limit: *64 KiB/s' shown
+  grep -qx '  Slowed by: *error' shown
+  grep -qx '  Trouble: .*Input/output error' shown
+  run ! grep '  Error:' shown
+  rm fail
+  "$NBDCHAIN" set-speed qmp j 0
+  "$NBDCHAIN" resume qmp j
+  no_jobs ()
+  {
+    [ "$("$NBDCHAIN" jobs qmp)" = "No jobs" ]
+  }
+  wait_for 20 no_jobs
+}
+
 @test "a job that runs goes on after quit, and as it was told to" {
   dd if=/dev/urandom of=base.raw bs=1M count=4 status=none
   make_overlay top.fvd base.raw

@@ -151,6 +151,17 @@ print_rate (const char *label, uint64_t rate)
   printf ("%s/s\n", size_text (rate, size));
 }
 
+/* Nothing if there is no TEXT. */
+static void
+print_line (const char *label, const char *text)
+{
+  if (*text == '\0')
+    return;
+  print_label (1, label);
+  print_text (stdout, text);
+  printf ("\n");
+}
+
 static void
 print_time_left (uint64_t seconds)
 {
@@ -195,16 +206,11 @@ print_job (json_t *job)
   print_rate ("Rate", number_of (job, "x-rate"));
   if (number_of (job, "x-speed") > 0)
     print_rate ("Limit", number_of (job, "x-speed"));
-  print_label (1, "Slowed by");
-  print_text (stdout, string_of (job, "x-limit"));
-  printf ("\n");
+  print_line ("Slowed by", string_of (job, "x-limit"));
   if (left)
     print_time_left ((uint64_t) json_integer_value (left));
-  if (*string_of (job, "error")) {
-    print_label (1, "Error");
-    print_text (stdout, string_of (job, "error"));
-    printf ("\n");
-  }
+  print_line ("Trouble", string_of (job, "x-trouble"));
+  print_line ("Error", string_of (job, "error"));
 }
 
 static int
