@@ -105,7 +105,8 @@ extern const char *nc_chain_active_path (struct nc_chain *chain,
                                          char uuid[37])
   __attribute__ ((__nonnull__ (1, 2)));
 
-/* Fill in INFO for layer I; release it with nc_image_info_free. */
+/* Fill in INFO for layer I; release it with nc_image_info_free.  Not for one
+ * that is being written: nc_chain_each_layer. */
 extern int nc_chain_layer_info (struct nc_chain *chain, size_t i,
                                 struct nc_image_info *info)
   __attribute__ ((__nonnull__ (1, 3)));
