@@ -115,7 +115,7 @@ stream_config (nbdkit_next_config *next, nbdkit_backend *nxdata,
   "neighbourhood=<SIZE>    What a small read brings along, a power of two;\n" \
   "                        0 is nothing (default: 64K).\n" \
   "read-ahead=<SIZE>       How far to read ahead of a sequential reader, at\n" \
-  "                        most; 0 is never (default: 8M).\n" \
+  "                        most; 0 is never (default: 16M).\n" \
   "bottom=<LAYER>          Copy only from this layer and those above it.\n"
 
 /* Start and stop. */

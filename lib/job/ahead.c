@@ -19,6 +19,7 @@
 #define ALIGN (UINT64_C (64) << 10)
 
 #define FIRST_WINDOW 4          /* reads */
+#define SOON (UINT64_C (8) << 20)
 
 void
 nc_ahead_init (struct nc_ahead *ahead, uint64_t size, uint64_t max)
@@ -94,6 +95,14 @@ set_window (struct nc_ahead *ahead, struct nc_ahead_stream *stream,
   set_due (ahead, stream);
 }
 
+/* How large a window may be, so that not much was asked for in vain if the
+ * reader goes no further: what it has read, later a sixteenth of that. */
+static uint64_t
+limit_of (const struct nc_ahead_stream *stream)
+{
+  return nc_max64 (nc_min64 (stream->seen, SOON), stream->seen / 16);
+}
+
 /* The reader was faster, at OFFSET. */
 static void
 grow (struct nc_ahead *ahead, struct nc_ahead_stream *stream,
@@ -104,7 +113,7 @@ grow (struct nc_ahead *ahead, struct nc_ahead_stream *stream,
   stream->grown = stream->asked;
   set_window (ahead, stream,
               nc_max64 (stream->window,
-                        nc_min64 (2 * stream->window, stream->seen)));
+                        nc_min64 (2 * stream->window, limit_of (stream))));
 }
 
 /* The stream that the byte at OFFSET belongs to.  Requests that are under way

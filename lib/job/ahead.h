@@ -9,8 +9,8 @@
  * or many, and there may be several streams.  After NC_AHEAD_READS reads in a
  * row, of NC_AHEAD_SEEN bytes, it gets a window: so much behind its place is
  * asked for.  The window doubles each time that the reader has to wait for
- * what was asked for, though never to more than the reader has read, or the
- * maximum.
+ * what was asked for, though never to more than the reader has read, more
+ * than 8 MiB if that is not a sixteenth of it, or more than the maximum.
  *
  * No I/O, no clock (times are nanoseconds that never go back) and no lock of
  * its own: the caller holds one around each call but nc_ahead_is_due.

@@ -37,7 +37,7 @@ struct nc_copyread;
 #define NC_COPYREAD_OUTSTANDING (UINT64_C (8) << 20)
 #define NC_COPYREAD_NEIGHBOURHOOD (UINT64_C (64) << 10)
 #define NC_COPYREAD_NEIGHBOURHOOD_MAX (UINT64_C (4) << 20)
-#define NC_COPYREAD_AHEAD (UINT64_C (8) << 20)
+#define NC_COPYREAD_AHEAD (UINT64_C (16) << 20)
 
 struct nc_copyread_options {
   uint64_t max_outstanding;     /* bytes; 0: nothing is stored for reads of

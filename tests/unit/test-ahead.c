@@ -146,6 +146,27 @@ test_window (void)
       "one that nobody reads any more is forgotten");
 }
 
+/* What was asked for in vain when a reader stops after END bytes. */
+static uint64_t
+in_vain (uint64_t end)
+{
+  uint64_t asked;
+
+  begin (SIZE, 16 * M);
+  for (unsigned i = 0; i < 3; i++)
+    cold (i * 128 * K, 128 * K);
+  asked = 384 * K + ask (384 * K);
+  return wait_on (384 * K, end, asked) - end;
+}
+
+static void
+test_in_vain (void)
+{
+  ok (in_vain (2 * M) <= 2 * M && in_vain (128 * M) <= 8 * M &&
+      in_vain (512 * M) <= 16 * M && in_vain (512 * M) > 15 * M,
+      "little is asked for in vain");
+}
+
 static void
 test_end (void)
 {
@@ -190,6 +211,7 @@ main (void)
   test_order ();
   test_random (seed);
   test_window ();
+  test_in_vain ();
   test_end ();
   test_streams ();
   return tap_done ();
