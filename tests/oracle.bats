@@ -363,3 +363,21 @@ copying_rounds ()
   copying_rounds --block-size 4K -- --connections 4 --overlap --max-size 20000
   copying_rounds --block-size 64K -- --connections 3 --max-size 20000
 }
+
+@test "copy-on-read, a stream and clients at a time, until the base is not needed" {
+  local qmp=$top_srcdir/tests/peers/qmp.py clients
+  make_base base.raw 8388613
+  slow_base
+  base=$pid
+  make_overlay top.fvd "$allow"
+  serve_copying top.fvd allow="$allow" max-waiting=0 control="$PWD/qmp"
+  start clients "$harness/oracle" --seed "$seed" --ops "$ops" --connections 4 \
+    --overlap --max-size 65536 --base base.raw --state state "$uri"
+  clients=$pid
+  timeout 120 "$NBDCHAIN" stream qmp
+  wait "$clients"
+  stop_hard "$base"
+  oracle "$seed" --verify-only --base base.raw --state state "$uri"
+  run -0 "$qmp" script qmp <<<'{"execute": "query-named-block-nodes"}'
+  [[ $output != *base.sock* ]]
+}
