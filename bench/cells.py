@@ -25,21 +25,36 @@ class Bench:
         self.sets = Sets(directory, self.size, build, self.serve_kind)
         self.failures = []
 
-    def taking_part(self, ids):
-        """The contenders of IDS that the user chose and that exist.  The
-        reference always takes part, and itself against itself."""
+    def taking_part(self, ids, always=(who.REFERENCE, who.AGAIN)):
+        """The contenders of IDS that the user chose and that exist.
+        Those of ALWAYS, the reference above all, take part anyway."""
         return [who.BY_ID[name] for name in ids
-                if who.BY_ID[name] in (who.REFERENCE, who.AGAIN)
+                if who.BY_ID[name] in always
                 or ((not self.chosen or name in self.chosen)
                     and (self.build or not who.BY_ID[name].ours))]
 
-    def serve(self, contender, image):
-        """Start CONTENDER on IMAGE; it may not listen yet."""
-        sock = os.path.join(self.directory, "sock")
+    def path(self, name):
+        return os.path.join(self.directory, name)
+
+    def serve(self, contender, image, control=False):
+        """Start CONTENDER on IMAGE; it may not listen yet.  control: with
+        the control socket "control"."""
+        sock = self.path("sock")
         argv = who.command(contender, image, sock, self.threads, self.build)
-        return Server(argv, sock, who.export(contender),
-                      os.path.join(self.directory, "log"),
+        if control:
+            argv += who.control(contender, self.path("control"))
+        return Server(argv, sock, who.export(contender), self.path("log"),
                       self.build.env if contender.ours else None)
+
+    def remote(self, delay, size):
+        """Serve the first SIZE bytes of the disk, with a delay of so many
+        milliseconds before every read."""
+        sock = self.path("remote")
+        server = Server(who.remote(self.sets.flat(), sock, self.threads,
+                                   delay, size),
+                        sock, "", self.path("remote.log"))
+        server.wait_ready()
+        return server
 
     def serve_kind(self, kind, image):
         """The plainest server for a kind of image, to prepare it."""

@@ -23,6 +23,9 @@ ALL = [
     Contender("qsd", "QSD qcow2", "qcow2"),
     Contender("qsd-extl2", "QSD extended_l2", "qcow2-extl2"),
     Contender("qsd-raw", "QSD raw", "raw"),
+    Contender("nbdcopy", "nbdcopy", "raw"),
+    Contender("stream", "nbdchain stream", "fvd", ours=True),
+    Contender("qsd-stream", "QSD block-stream", "qcow2"),
 ]
 BY_ID = {contender.id: contender for contender in ALL}
 REFERENCE = BY_ID["file"]
@@ -84,6 +87,22 @@ def command(contender, image, sock, threads, build):
         return ["qemu-nbd", "-t", "-e", "16", "-f", "qcow2", "-k", sock,
                 image]
     return _qsd(image, sock, "raw" if name == "qsd-raw" else "qcow2")
+
+
+def control(contender, path):
+    """What to add to a command for a QMP socket PATH."""
+    if contender.id.startswith("qsd"):
+        return ["--chardev", f"socket,id=c,path={path},server=on,wait=off",
+                "--monitor", "chardev=c"]
+    return ["--control", path]
+
+
+def remote(image, sock, threads, delay, size):
+    """The command that serves SIZE bytes of IMAGE read-only on SOCK with
+    a DELAY, in milliseconds."""
+    return _nbdkit(sock, threads, "-r", "--filter=truncate",
+                   "--filter=delay", "file", image, f"truncate={size}",
+                   f"rdelay={delay}ms")
 
 
 def export(contender):

@@ -179,14 +179,15 @@ class Sets:
                 client.flush()
         server.stop()
 
-    def compare(self, server):
-        """Read all SERVER's disk; it must equal the reference."""
+    def compare(self, server, size):
+        """Read all SERVER's disk; it must equal the reference's first
+        SIZE bytes."""
         with Mapped(self.flat()) as data, server.connect() as client:
-            if client.size != self.size:
+            if client.size != size:
                 raise CellError(f"{server.argv[0]} serves {client.size} "
-                                f"bytes instead of {self.size}")
-            for offset in range(0, self.size, CHUNK):
-                count = min(CHUNK, self.size - offset)
+                                f"bytes instead of {size}")
+            for offset in range(0, size, CHUNK):
+                count = min(CHUNK, size - offset)
                 if client.read(offset, count) != \
                         data[offset:offset + count]:
                     raise CellError(f"{server.argv[0]} serves other data "
@@ -194,7 +195,7 @@ class Sets:
 
     def _checked(self, kind, image):
         server = self.start(kind, image)
-        self.compare(server)
+        self.compare(server, self.size)
         server.stop()
 
     # The sets.
@@ -239,6 +240,18 @@ class Sets:
                 image.truncate(self.size)
         else:
             self.overlay(kind, path, self.base(), "raw")
+        sync(path)
+        return path
+
+    def over_remote(self, kind, uri, size):
+        """A new empty overlay over the remote at URI, which has SIZE
+        bytes; or a sparse file as large."""
+        path = self.path(f"over-remote.{kind}")
+        if kind == "raw":
+            with open(path, "wb") as image:
+                image.truncate(size)
+        else:
+            self.overlay(kind, path, uri, "raw")
         sync(path)
         return path
 

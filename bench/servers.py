@@ -76,6 +76,15 @@ def _written(pid):
                    fields["write_bytes"] - fields["cancelled_write_bytes"])
 
 
+def bytes_read(pid):
+    """rchar of /proc/PID/io: from files, not from sockets by recv."""
+    with open(f"/proc/{pid}/io", encoding="ascii") as io:
+        for line in io:
+            if line.startswith("rchar:"):
+                return int(line.split()[1])
+    return 0
+
+
 def _rss_anon(pid):
     with open(f"/proc/{pid}/status", encoding="ascii",
               errors="replace") as status:

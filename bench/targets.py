@@ -3,7 +3,8 @@
 """The targets, and whether a run reached them.
 
 Rules, where "ratio" is the median of the per-round ratios to the
-reference and "value" the median of the values:
+reference, or to the contender that the target names, and "value" the
+median of the values:
   own spread  the ratio is not below what `nbdkit file` typically differs
               from itself: the median of its per-round ratios to itself,
               each taken below 1
@@ -21,15 +22,17 @@ import collections
 import statistics
 
 import group_a
+import group_j
 from contenders import AGAIN, BY_ID
 
 NOISY = 0.85
 UNDECIDED = "undecided, the run was too noisy"
 
-# contenders: whom it applies to.
+# contenders: whom it applies to; other: whom the ratio is to, if not to
+# the reference.
 Target = collections.namedtuple("Target",
-                                "group metric rule limit contenders",
-                                defaults=(None, ("chain", "serve")))
+                                "group metric rule limit contenders other",
+                                defaults=(None, ("chain", "serve"), None))
 
 _LAYOUTS = ("data-file", "compact")
 LINEAR = BY_ID["chain"]
@@ -42,6 +45,9 @@ _FIRST_WRITE = (("4k randwrite QD16", 0.9),
                 ("4k randwrite QD16 fsync/32", 0.9),
                 ("64k seqwrite QD16", 0.95))
 _ALL_DATA_PATH = tuple(job.name for _, job in group_a.JOBS)
+# By peer: the ratio at a delay in milliseconds.
+_STREAM = (("qsd-stream", {20: 20, 5: 9, 0: 1}),
+           ("nbdcopy", {20: 1, 0: 1}))
 
 TARGETS = [
     *(Target("A", name, "own spread") for name in _DATA_PATH),
@@ -63,6 +69,8 @@ TARGETS = [
     Target("H", "8 TiB: memory after writes and reads", "value <=", 24),
     Target("H", "8 TiB: space used per byte written", "value <=", 1.1),
     Target("H", "8 TiB: zero the whole disk", "value <=", 100),
+    *(Target("J", group_j.name(delay), "ratio >=", limit, ("stream",), peer)
+      for peer, limits in _STREAM for delay, limit in limits.items()),
 ]
 
 
@@ -88,12 +96,17 @@ def _reference_remark(metric, reference, pick):
     return f"; {reference.title} {pick(values):.2f}" if values else ""
 
 
+def _ratios_to(target, reference):
+    """Whom the ratios of TARGET are to."""
+    if target.rule.startswith("layout"):
+        return LINEAR
+    return BY_ID[target.other] if target.other else reference
+
+
 def _figures(target, metric, contender, reference):
     """(figure, limit, remark), or None where nothing was measured."""
     values = metric.got(contender.id)
-    layout = target.rule.startswith("layout")
-    ratios = metric.ratios(contender.id,
-                           LINEAR.id if layout else reference.id)
+    ratios = metric.ratios(contender.id, _ratios_to(target, reference).id)
     if not values:
         return None
     if target.rule.startswith("lowest"):
@@ -130,6 +143,8 @@ def _judge(target, metric, contender, reference):
     figure, limit, remark = figures
     spread = _own_spread(metric, reference)
     bound = "at most" if target.rule.endswith("<=") else "at least"
+    if target.other:
+        remark += f"; to {BY_ID[target.other].title}"
     ratio = "" if target.rule.startswith(("value", "lowest")) else "×"
     return (f"{name}{ratio}{figure:.2f}, "
             f"{_verdict(target, figure, limit, spread)} "
