@@ -36,22 +36,31 @@ class Bench:
     def path(self, name):
         return os.path.join(self.directory, name)
 
-    def serve(self, contender, image, control=False):
-        """Start CONTENDER on IMAGE; it may not listen yet.  control: with
-        the control socket "control"."""
+    def serve(self, contender, image):
+        """Start CONTENDER on IMAGE; it may not listen yet."""
         sock = self.path("sock")
         argv = who.command(contender, image, sock, self.threads, self.build)
+        return self._start(contender, argv, sock)
+
+    def serve_over(self, contender, image, remote, control=False):
+        """Start CONTENDER on IMAGE, which has REMOTE as its backing, or
+        on that alone."""
+        sock = self.path("sock")
+        argv = who.over_remote(contender, image, remote.socket, sock,
+                               self.threads, self.build)
         if control:
             argv += who.control(contender, self.path("control"))
+        return self._start(contender, argv, sock)
+
+    def _start(self, contender, argv, sock):
         return Server(argv, sock, who.export(contender), self.path("log"),
                       self.build.env if contender.ours else None)
 
-    def remote(self, delay, size):
-        """Serve the first SIZE bytes of the disk, with a delay of so many
+    def remote(self, delay, size, image):
+        """Serve the first SIZE bytes of IMAGE with a delay of so many
         milliseconds before every read."""
         sock = self.path("remote")
-        server = Server(who.remote(self.sets.flat(), sock, self.threads,
-                                   delay, size),
+        server = Server(who.remote(image, sock, self.threads, delay, size),
                         sock, "", self.path("remote.log"))
         server.wait_ready()
         return server
@@ -64,15 +73,17 @@ class Bench:
             name = "chain" if kind.startswith("fvd") else "qemu-nbd"
         return self.serve(who.BY_ID[name], image)
 
-    def each(self, contenders, label, measure):
-        """Call measure (contender) for every contender of every round.
+    def each(self, contenders, label, measure, most=None):
+        """Call measure (contender) for every contender of every round,
+        of which there are at most MOST.
 
         Each round starts with another one, so that none always runs
         behind the same neighbour.  A contender that fails gets no value
         in that round.
         """
-        for number in range(self.rounds):
-            progress(f"{label}: round {number + 1} of {self.rounds}")
+        rounds = min(self.rounds, most or self.rounds)
+        for number in range(rounds):
+            progress(f"{label}: round {number + 1} of {rounds}")
             start = number % len(contenders)
             for contender in contenders[start:] + contenders[:start]:
                 try:

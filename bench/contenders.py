@@ -23,6 +23,11 @@ ALL = [
     Contender("qsd", "QSD qcow2", "qcow2"),
     Contender("qsd-extl2", "QSD extended_l2", "qcow2-extl2"),
     Contender("qsd-raw", "QSD raw", "raw"),
+    Contender("remote", "remote, direct", "raw"),
+    Contender("cow", "nbdkit cow", "raw"),
+    Contender("cache", "nbdkit cache", "raw"),
+    Contender("copy-on-read", "nbdchain copy-on-read", "fvd", ours=True),
+    Contender("qsd-cor", "QSD copy-on-read", "qcow2"),
     Contender("nbdcopy", "nbdcopy", "raw"),
     Contender("stream", "nbdchain stream", "fvd", ours=True),
     Contender("qsd-stream", "QSD block-stream", "qcow2"),
@@ -39,6 +44,9 @@ class Build:
         self.cli = os.path.join(directory, "nbdchain")
         self.plugin = os.path.join(directory, "plugin", ".libs",
                                    "nbdkit-chain-plugin.so")
+        self.filters = {name: os.path.join(
+            directory, "filters", ".libs", f"nbdkit-{name}-filter.so")
+            for name in ("stream",)}
         libs = os.path.join(directory, "lib", ".libs")
         self.env = dict(os.environ)
         self.env["LD_LIBRARY_PATH"] = ":".join(
@@ -64,11 +72,19 @@ def _nbdkit(sock, threads, *args):
     return ["nbdkit", "-f", "-U", sock, "-t", str(threads), *args]
 
 
-def _qsd(image, sock, driver):
+def uri(sock, name=""):
+    return f"nbd+unix:///{name}?socket={sock}"
+
+
+def _qsd(image, sock, *drivers):
+    """drivers: of the nodes on top of the file, in their order."""
+    nodes = [f"node{number}" for number in range(len(drivers))] + ["disk"]
+    above = [arg for driver, below, node in zip(drivers, nodes, nodes[1:])
+             for arg in ("--blockdev",
+                         f"driver={driver},node-name={node},file={below}")]
     return ["qemu-storage-daemon",
-            "--blockdev", f"driver=file,node-name=f,filename={image}",
-            "--blockdev", f"driver={driver},node-name=disk,file=f",
-            "--nbd-server",
+            "--blockdev", f"driver=file,node-name=node0,filename={image}",
+            *above, "--nbd-server",
             f"addr.type=unix,addr.path={sock},max-connections=16",
             "--export", "type=nbd,id=e,node-name=disk,writable=on"]
 
@@ -94,7 +110,24 @@ def control(contender, path):
     if contender.id.startswith("qsd"):
         return ["--chardev", f"socket,id=c,path={path},server=on,wait=off",
                 "--monitor", "chardev=c"]
-    return ["--control", path]
+    return [f"control={path}"]
+
+
+def over_remote(contender, image, far, sock, threads, build):
+    """The command that serves on SOCK what is far, a socket.  It is the
+    backing of IMAGE; nbdkit's filters have no image, but a file of their
+    own."""
+    if contender.id in ("cow", "cache"):
+        return _nbdkit(sock, threads, f"--filter={contender.id}", "nbd",
+                       f"socket={far}", f"{contender.id}-on-read=true")
+    if contender.ours:
+        name = {"copy-on-read": "stream"}.get(contender.id, contender.id)
+        filters = [f"--filter={build.filters[name]}"] \
+            if name in build.filters else []
+        return _nbdkit(sock, threads, *filters, build.plugin, image,
+                       f"allow={uri(far)}")
+    return _qsd(image, sock, "qcow2",
+                *(["copy-on-read"] if contender.id == "qsd-cor" else []))
 
 
 def remote(image, sock, threads, delay, size):

@@ -12,10 +12,11 @@ from servers import CellError
 
 # connections: each has a queue of depth; fsync: a flush every so many
 # writes, 0 for none; once: bytes to write, each block at most once,
-# instead of a run for a given time.
+# instead of a run for a given time; cold: read no block twice, which can
+# end the run before its time.
 Job = collections.namedtuple(
-    "Job", "name rw block depth connections fsync once",
-    defaults=(1, 0, 0))
+    "Job", "name rw block depth connections fsync once cold",
+    defaults=(1, 0, 0, False))
 
 # p99, p999: completion latency; flush_p99: of the flushes, 0 for none.
 Outcome = collections.namedtuple(
@@ -33,7 +34,8 @@ def command(job, uri, size, seconds):
     if job.once:
         argv.append(f"--io_size={job.once}")
     else:
-        argv += ["--time_based", f"--runtime={round(seconds * 1000)}ms"]
+        argv.append(f"--runtime={round(seconds * 1000)}ms")
+        argv += [] if job.cold else ["--time_based"]
     return argv
 
 

@@ -14,9 +14,9 @@ from contenders import REFERENCE
 from table import Group
 
 TITLE = "Data path, all blocks local, 3 layers"
-CONTENDERS = ["file", "file-again", "chain", "serve", "data-file",
-              "compact", "qemu-nbd", "qsd", "qsd-raw"]
-DEFAULT_CONTENDERS = CONTENDERS[:-1]
+CONTENDERS = ["file", "file-again", "chain", "data-file", "compact",
+              "qemu-nbd", "qsd", "qsd-raw", "serve"]
+DEFAULT_CONTENDERS = CONTENDERS[:-2]
 
 JOBS = [
     ("spread", fio.Job("4k randread QD32, spread", "randread", "4k", 32)),

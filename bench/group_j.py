@@ -72,7 +72,7 @@ def _timed(bench, contender, remote, image):
     """Returns the seconds until all is in IMAGE and durable."""
     server = None
     if contender.id == "qsd-stream":
-        server = bench.serve(contender, image, control=True)
+        server = bench.serve_over(contender, image, remote, control=True)
         server.wait_ready()
     began = time.monotonic()
     _HOW[contender.id](bench, remote, image)
@@ -98,7 +98,7 @@ def _check(bench, contender, image, size):
 
 def _measure_one(bench, contender, delay, check):
     size = _size(bench, contender, delay)
-    remote = bench.remote(delay, size)
+    remote = bench.remote(delay, size, bench.sets.flat())
     image = bench.sets.over_remote(contender.kind, remote.uri, size)
     try:
         before = servers.bytes_read(remote.pid)

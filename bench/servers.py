@@ -13,6 +13,7 @@ import signal
 import subprocess
 import time
 
+from contenders import uri
 from nbdclient import Client, NbdError
 
 START_TIMEOUT = 30              # seconds
@@ -112,7 +113,7 @@ class Server:
         self.socket = socket
         self.export = export
         self.log = log
-        self.uri = f"nbd+unix:///{export}?socket={socket}"
+        self.uri = uri(socket, export)
         if os.path.exists(socket):
             os.unlink(socket)
         self.started = time.monotonic()

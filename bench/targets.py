@@ -22,6 +22,7 @@ import collections
 import statistics
 
 import group_a
+import group_i
 import group_j
 from contenders import AGAIN, BY_ID
 
@@ -48,6 +49,8 @@ _ALL_DATA_PATH = tuple(job.name for _, job in group_a.JOBS)
 # By peer: the ratio at a delay in milliseconds.
 _STREAM = (("qsd-stream", {20: 20, 5: 9, 0: 1}),
            ("nbdcopy", {20: 1, 0: 1}))
+_COLD = ((20, group_i.SEQUENTIAL, 30), (20, group_i.SEQUENTIAL_8, 5),
+         (20, group_i.RANDOM, 1), (5, group_i.RANDOM, 1))
 
 TARGETS = [
     *(Target("A", name, "own spread") for name in _DATA_PATH),
@@ -71,6 +74,12 @@ TARGETS = [
     Target("H", "8 TiB: zero the whole disk", "value <=", 100),
     *(Target("J", group_j.name(delay), "ratio >=", limit, ("stream",), peer)
       for peer, limits in _STREAM for delay, limit in limits.items()),
+    *(Target("I", group_i.name(delay, job), "ratio >=", limit,
+             ("copy-on-read",)) for delay, job, limit in _COLD),
+    *(Target("I", group_i.remote_bytes(delay, job), "value <=", 1.1,
+             ("copy-on-read",)) for delay, job, _ in _COLD[:2]),
+    Target("I", group_i.name(group_i.SECOND_DELAY, group_i.SECOND),
+           "ratio >=", 0.95, ("copy-on-read",), "file"),
 ]
 
 
