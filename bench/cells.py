@@ -56,9 +56,9 @@ class Bench:
         return Server(argv, sock, who.export(contender), self.path("log"),
                       self.build.env if contender.ours else None)
 
-    def remote(self, delay, size, image):
-        """Serve the first SIZE bytes of IMAGE with a delay of so many
-        milliseconds before every read."""
+    def remote(self, delay, size, image=None):
+        """Serve the first SIZE bytes of IMAGE, without it of a pattern,
+        with a delay of so many milliseconds before every read."""
         sock = self.path("remote")
         server = Server(who.remote(image, sock, self.threads, delay, size),
                         sock, "", self.path("remote.log"))

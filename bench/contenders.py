@@ -27,6 +27,7 @@ ALL = [
     Contender("cow", "nbdkit cow", "raw"),
     Contender("cache", "nbdkit cache", "raw"),
     Contender("copy-on-read", "nbdchain copy-on-read", "fvd", ours=True),
+    Contender("prefetch", "nbdchain prefetch", "fvd", ours=True),
     Contender("qsd-cor", "QSD copy-on-read", "qcow2"),
     Contender("nbdcopy", "nbdcopy", "raw"),
     Contender("stream", "nbdchain stream", "fvd", ours=True),
@@ -46,7 +47,7 @@ class Build:
                                    "nbdkit-chain-plugin.so")
         self.filters = {name: os.path.join(
             directory, "filters", ".libs", f"nbdkit-{name}-filter.so")
-            for name in ("stream",)}
+            for name in ("stream", "prefetch")}
         libs = os.path.join(directory, "lib", ".libs")
         self.env = dict(os.environ)
         self.env["LD_LIBRARY_PATH"] = ":".join(
@@ -132,9 +133,10 @@ def over_remote(contender, image, far, sock, threads, build):
 
 def remote(image, sock, threads, delay, size):
     """The command that serves SIZE bytes of IMAGE read-only on SOCK with
-    a DELAY, in milliseconds."""
+    a DELAY, in milliseconds.  Without IMAGE: of a pattern."""
+    plugin = ["file", image] if image else ["pattern", str(size)]
     return _nbdkit(sock, threads, "-r", "--filter=truncate",
-                   "--filter=delay", "file", image, f"truncate={size}",
+                   "--filter=delay", *plugin, f"truncate={size}",
                    f"rdelay={delay}ms")
 
 

@@ -68,6 +68,19 @@ class Qmp:
                 return job
         return None
 
+    def offset(self, name):
+        """How far the job NAME, which must be running, has come."""
+        job = self.job(name)
+        if not job or job["status"] != "running":
+            raise CellError(f"job {name} does not run: {job}")
+        return job["offset"]
+
+    def wait_beyond(self, name, offset):
+        """Until the job is beyond OFFSET.  Returns how far it is."""
+        while (now := self.offset(name)) <= offset:
+            time.sleep(POLL)
+        return now
+
     def wait_for_end(self, name):
         """Of a job with auto-dismiss false; dismiss it."""
         while (job := self.job(name)) and job["status"] != "concluded":

@@ -24,6 +24,7 @@ import statistics
 import group_a
 import group_i
 import group_j
+import group_k
 from contenders import AGAIN, BY_ID
 
 NOISY = 0.85
@@ -51,6 +52,8 @@ _STREAM = (("qsd-stream", {20: 20, 5: 9, 0: 1}),
            ("nbdcopy", {20: 1, 0: 1}))
 _COLD = ((20, group_i.SEQUENTIAL, 30), (20, group_i.SEQUENTIAL_8, 5),
          (20, group_i.RANDOM, 1), (5, group_i.RANDOM, 1))
+_MANNERS = ((group_k.allowed, "value <=", 1), (group_k.kept, "value >=", 0.25),
+            (group_k.off, "value <=", 0.05))
 
 TARGETS = [
     *(Target("A", name, "own spread") for name in _DATA_PATH),
@@ -80,6 +83,8 @@ TARGETS = [
              ("copy-on-read",)) for delay, job, _ in _COLD[:2]),
     Target("I", group_i.name(group_i.SECOND_DELAY, group_i.SECOND),
            "ratio >=", 0.95, ("copy-on-read",), "file"),
+    *(Target("K", metric(delay), rule, limit, ("chain", "prefetch"))
+      for delay in group_k.DELAYS for metric, rule, limit in _MANNERS),
 ]
 
 
