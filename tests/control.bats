@@ -33,6 +33,11 @@ stream ()
     '{"return": {}}' ]
 }
 
+no_jobs ()
+{
+  [ "$("$NBDCHAIN" jobs qmp 2>/dev/null)" = "No jobs" ]
+}
+
 # member EXPRESSION: the value that it has for the JSON D on stdin.
 member ()
 {
@@ -374,10 +379,6 @@ record ()
   rm fail
   "$NBDCHAIN" set-speed qmp j 0
   "$NBDCHAIN" resume qmp j
-  no_jobs ()
-  {
-    [ "$("$NBDCHAIN" jobs qmp)" = "No jobs" ]
-  }
   wait_for 20 no_jobs
 }
 
@@ -395,10 +396,6 @@ record ()
   wait_for 20 paused_as_before
   "$NBDCHAIN" set-speed qmp j 0
   "$NBDCHAIN" resume qmp j
-  no_jobs ()
-  {
-    [ "$("$NBDCHAIN" jobs qmp)" = "No jobs" ]
-  }
   wait_for 20 no_jobs
   [ ! -e top.fvd.jobs ]
   stop "$pid"
@@ -422,11 +419,7 @@ paused_as_before ()
   "$NBDCHAIN" cancel qmp disk
   [ ! -e top.fvd.jobs ]
   kill -KILL "$(pgrep -P "$pid")"
-  back ()
-  {
-    [ "$("$NBDCHAIN" jobs qmp 2>/dev/null)" = "No jobs" ]
-  }
-  wait_for 20 back
+  wait_for 20 no_jobs
 }
 
 @test "a record that others could have made is refused, and the disk served" {
