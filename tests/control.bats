@@ -466,3 +466,38 @@ paused_as_before ()
   run -2 "$NBDCHAIN" serve top.fvd -U s --resume maybe
   [[ $output == *"--resume: 'maybe' is not known: give on or off"* ]]
 }
+
+@test "an image on a device has its jobs recorded where it is told, or not" {
+  [ "$(id -u)" -eq 0 ] || skip "needs root, for a loop device"
+  dd if=/dev/urandom of=base.raw bs=1M count=4 status=none
+  truncate -s 32M device.img
+  loop_device device.img
+  "$NBDCHAIN" create -b "$PWD/base.raw" -F raw --journal-size 16K "$device"
+  serve "$device" --allow "$PWD" --control qmp
+  stream '"job-id": "j"'
+  stop "$pid"
+  [ ! -e "$device.jobs" ]
+  serve "$device" --allow "$PWD" --control qmp --jobs top.jobs
+  [ "$(ask '{"execute": "query-jobs"}')" = '{"return": []}' ]
+  stream '"job-id": "j"'
+  stop "$pid"
+  [ ! -e "$device.jobs" ]
+  serve "$device" --allow "$PWD" --control qmp --jobs top.jobs
+  ask '{"execute": "query-jobs"}' | grep -q '"id": "j"'
+}
+
+@test "nbdkit as another user: the socket is that user's, and root is refused" {
+  [ "$(id -u)" -eq 0 ] || skip "needs root, to become another user"
+  scratch_dir
+  chmod 755 "$scratch"
+  mkdir "$scratch/own"
+  dd if=/dev/urandom of="$scratch/own/base.raw" bs=1M count=4 status=none
+  make_overlay "$scratch/own/top.fvd" "$scratch/own/base.raw"
+  chown -R 54321:54321 "$scratch/own"
+  serve "$scratch/own/top.fvd" --control "$scratch/own/qmp" -- -u 54321 -g 54321
+  [ "$(stat -c '%u %a' "$scratch/own/qmp")" = "54321 600" ]
+  "$qmp" as-user 54321 "$scratch/own/qmp" | member 'D["QMP"]'
+  # Root could open the socket.
+  run -0 "$qmp" as-user 0 "$scratch/own/qmp"
+  [[ $output == *GenericError*"only the user"* ]]
+}

@@ -465,10 +465,100 @@ test_unwritable (void)
   nc_jobs_free (jobs);
 }
 
+/* Operators who do anything while jobs come and go, and a reader, as the next
+ * server would be. */
+static _Atomic (bool) storm_over;
+static uint64_t storm_seed;
+static _Atomic (unsigned) unreadable;
+
+static void *
+operate (void *arg)
+{
+  uint64_t state = storm_seed + (uintptr_t) arg;
+  char text[NC_JOB_TEXT];
+
+  while (!storm_over) {
+    const char id[2] = { (char) ('a' + rnd_below (&state, 4)), '\0' };
+
+    switch (rnd_below (&state, 6)) {
+    case 0: nc_job_cancel (jobs, id, rnd_below (&state, 2), text); break;
+    case 1: nc_job_pause (jobs, id, text); break;
+    case 2: case 3: nc_job_resume (jobs, id, text); break;
+    default: nc_job_set_speed (jobs, id, rnd_below (&state, 3), text);
+    }
+  }
+  return NULL;
+}
+
+static void *
+read_on (void *arg)
+{
+  (void) arg;
+  while (!storm_over) {
+    json_t *list = nc_record_read (path, UUID);
+
+    unreadable += list == NULL;
+    json_decref (list);
+  }
+  return NULL;
+}
+
+static int
+run_a_while (struct nc_job *job, void *opaque)
+{
+  (void) opaque;
+  for (unsigned i = 0; i < 3; i++) {
+    if (nc_job_pause_point (job) == -1)
+      return -1;
+    nc_job_sleep (job, 1000000);
+  }
+  return 0;
+}
+
+static void
+test_storm (uint64_t seed)
+{
+  static const struct nc_job_type short_type = {
+    .name = "t", .run = run_a_while,
+  };
+  pthread_t t[3];
+  size_t n;
+
+  boot ();
+  tap_clear ();
+  storm_seed = seed;
+  must (pthread_create (&t[0], NULL, operate, (void *) 1) == 0 &&
+        pthread_create (&t[1], NULL, operate, (void *) 2) == 0 &&
+        pthread_create (&t[2], NULL, read_on, NULL) == 0, "thread");
+  for (unsigned made = 0; made < 100; ) {
+    const char id[2] = { (char) ('a' + rnd_below (&seed, 4)), '\0' };
+
+    if (create (id, made % 3 ? &short_type : &type,
+                (struct nc_job_options) { .paused = made % 2 }) == 0)
+      made++;
+    else
+      usleep (100);
+  }
+  storm_over = true;
+  for (unsigned i = 0; i < 3; i++)
+    pthread_join (t[i], NULL);
+  ok (tap_errors == 0 && unreadable == 0,
+      "the file is whole whenever it is looked at");
+  nc_jobs_free (jobs);
+  n = n_recorded ();
+  boot ();
+  ok (starts == n && tap_errors == 0, "and each job in it goes on");
+  for (char id[2] = "a"; id[0] <= 'd'; id[0]++)
+    nc_job_cancel (jobs, id, true, why);
+  ok (!is_there (), "until it is cancelled");
+  nc_jobs_free (jobs);
+}
+
 int
 main (void)
 {
-  tap_start (120);
+  const uint64_t seed = tap_start (120);
+
   must (mkdtemp (dir) != NULL, "mkdtemp");
   snprintf (path, sizeof path, "%s/image.jobs", dir);
   test_killed ();               /* forks: before there are threads */
@@ -478,6 +568,7 @@ main (void)
   test_ends ();
   test_dormant ();
   test_unwritable ();
+  test_storm (seed);
   must (rmdir (dir) == 0, "rmdir: something is left");
   return tap_done ();
 }
