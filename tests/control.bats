@@ -394,6 +394,7 @@ record ()
   wait "$pid"
   serve top.fvd --control qmp
   wait_for 20 paused_as_before
+  grep "job 'j' (stream) goes on: it ran when the last server ended" serve.err
   "$NBDCHAIN" set-speed qmp j 0
   "$NBDCHAIN" resume qmp j
   wait_for 20 no_jobs

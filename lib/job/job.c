@@ -804,8 +804,12 @@ start_entries (struct nc_jobs *jobs, json_t *entries,
   json_array_foreach (entries, i, json) {
     struct nc_record_entry entry;
 
-    if (nc_record_decode (json, &entry) == 0 &&
-        start_again (jobs, kinds, opaque, &entry, device, why) == -1) {
+    if (nc_record_decode (json, &entry) == -1)
+      continue;                 /* it was checked when it was read */
+    if (start_again (jobs, kinds, opaque, &entry, device, why) == 0)
+      nc_notice ("job '%.*s' (%.40s) goes on: it ran when the last server "
+                 "ended", NC_JOB_ID_MAX, entry.id, entry.type);
+    else {
       nc_error ("job '%.*s' (%.40s) cannot go on from where it was: %s; it "
                 "stays recorded until another of that name is started",
                 NC_JOB_ID_MAX, entry.id, entry.type, why);
