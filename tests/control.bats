@@ -206,6 +206,23 @@ print(eval(sys.argv[1]))' "$1"
 {"execute": "block-job-set-speed", "arguments": {"device": "x"}}
 {"execute": "block-job-set-speed", "arguments": {"device": "x", "speed": 1.5}}
 {"execute": "block-job-set-speed", "arguments": {"device": "x", "speed": "1"}}
+{"execute": "block-stream"}
+{"execute": "block-stream", "arguments": {"device": 1}}
+{"execute": "block-stream", "arguments": {"device": "nobody"}}
+{"execute": "block-stream", "arguments": {"device": "disk", "job-id": "1"}}
+{"execute": "block-stream", "arguments": {"device": "disk", "job-id": "a", "base": "x"}}
+{"execute": "block-stream", "arguments": {"device": "disk", "job-id": "a", "base-node": "x"}}
+{"execute": "block-stream", "arguments": {"device": "disk", "job-id": "a", "base-node": "disk"}}
+{"execute": "block-stream", "arguments": {"device": "disk", "job-id": "a", "base": "x", "base-node": "x"}}
+{"execute": "block-stream", "arguments": {"device": "disk", "job-id": "a", "base": "x", "bottom": "x"}}
+{"execute": "block-stream", "arguments": {"device": "disk", "job-id": "a", "backing-file": "x"}}
+{"execute": "block-stream", "arguments": {"device": "disk", "job-id": "a", "bottom": "x"}}
+{"execute": "block-stream", "arguments": {"device": "disk", "job-id": "a", "speed": -1}}
+{"execute": "block-stream", "arguments": {"device": "disk", "job-id": "a", "speed": "1"}}
+{"execute": "block-stream", "arguments": {"device": "disk", "job-id": "a", "on-error": "x"}}
+{"execute": "block-stream", "arguments": {"device": "disk", "job-id": "a", "auto-dismiss": 0}}
+{"execute": "block-stream", "arguments": {"device": "disk", "job-id": "a", "x": 0}}
+{"execute": "query-jobs"}
 {"execute": "quit", "arguments": {"x": 1}}
 END
   "$qmp" shapes qsd.sock <commands >theirs

@@ -74,6 +74,8 @@ scenarios='
 030 | stream-live.bats | what makes no sense is refused, and nothing changes
 030 | stream-live.bats | a second stream is refused while one runs, and welcome after it
 030 | stream.bats | what is behind the end of a shorter base stays zeros
+030 | stream-live.bats | behind the end of a shorter base there are zeros all the while
+030 | stream-live.bats | what is data stays data, and what is zeros is none afterwards
 030 | stream-live.bats | on-error=report: an error ends it, and the disk is as before
 030 | stream-live.bats | on-error=ignore: errors for a while only cost time
 030 | stream-live.bats | on-error=stop: an error lets it wait, and resume tries again

@@ -192,6 +192,22 @@ assert len(after) < len(before) * 2' before after
   "$NBDCHAIN" info top.fvd | grep -q "backing: *elsewhere/../base.raw"
 }
 
+@test "behind the end of a shorter base there are zeros all the while" {
+  make_base base.raw 3000001
+  make_overlay top.fvd base.raw 9M
+  cp base.raw disk.raw
+  truncate -s 9M disk.raw
+  serve top.fvd --control qmp
+  assert_same_as disk.raw "$uri"
+  "$NBDCHAIN" stream --speed 300K qmp
+  wait_for 20 job_is 'J["x-copied"] > 0'
+  assert_same_as disk.raw "$uri"
+  job_is 'J["status"] == "running"'
+  "$NBDCHAIN" set-speed qmp disk 0
+  wait_for 60 job_is 'J == {}'
+  assert_same_as disk.raw "$uri"
+}
+
 @test "with nothing to do it ends at once, and well" {
   truncate -s 1M base.raw
   make_overlay top.fvd base.raw
