@@ -374,6 +374,7 @@ copying_rounds ()
   start clients "$harness/oracle" --seed "$seed" --ops "$ops" --connections 4 \
     --overlap --max-size 65536 --base base.raw --state state "$uri"
   clients=$pid
+  wait_for 20 test -S qmp
   timeout 120 "$NBDCHAIN" stream qmp
   wait "$clients"
   stop_hard "$base"
