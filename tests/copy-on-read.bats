@@ -122,7 +122,8 @@ print(json.load(sys.stdin)["allocated"])'
   slow_base 1ms
   make_overlay top.fvd "$remote"
   copying top.fvd
-  client 'for i in range(0, len(BASE), 65536): check(65536, i)'
+  client 'check(2 << 20, 1 << 19)
+for i in range(0, len(BASE), 65536): check(65536, i)'
   stop "$pid"
   stop_hard "$base_pid"
   [ "$(allocated top.fvd)" -eq $((3 * M)) ]

@@ -2,9 +2,9 @@
 # SPDX-License-Identifier: BSD-3-Clause
 # Copyright (C) 2026 The nbdchain authors
 #
-# What QEMU's iotests (version 7.2) check of formats, chains, graphs and jobs,
-# and which test of ours does: the table below has their numbers.  Scenarios
-# that no other file covers are here.
+# What QEMU's iotests (version 7.2) check of formats, chains, graphs, jobs and
+# copy-on-read, and which test of ours does: the table below has their numbers.
+# Scenarios that no other file covers are here.
 # shellcheck disable=SC2016             # what is quoted is for another shell
 # shellcheck disable=SC2030,SC2031      # a test is a subshell
 # shellcheck disable=SC2154             # common.bash sets these
@@ -90,6 +90,14 @@ stream-error-on-reset stream-under-throttle | stream-live.bats | clients come an
 185 | control.bats | a job that runs goes on after quit, and as it was told to
 185 | stream-live.bats | a server that is stopped while its source hangs ends at once
 264 | stream-live.bats | the source is gone for a while: local data is served, and it goes on
+197 215 | copy-on-read.bats | what was read is local the next time
+197 215 | copy-on-read.bats | reads of any alignment bring whole blocks, up to the end of the disk
+197 215 | copy-on-read.bats | zeros are stored as holes, also where the base does not say so
+197 215 | copy-on-read.bats | a request that is larger than what may wait is answered, not stored
+197 215 | copy-on-read.bats | a base shorter than the disk: zeros behind its end need no copying
+197 215 | copy-on-read.bats | an image that is not written is refused
+216 310 | copy-on-read.bats | only down to the bottom: layers below it are read, not copied
+216 310 | oracle.bats | copy-on-read over a slow base: what clients write, trim and zero wins
 '
 
 @test "each test that the table names exists" {
@@ -107,7 +115,8 @@ stream-error-on-reset stream-under-throttle | stream-live.bats | clients come an
   # And each number has a line.
   for number in 245 114 110 161 060 138 080 039 026 071 033 034 154 179 271 \
       046 077 122 028 153 182 221 241 104 223 205 143 162 083 \
-      030 stream-error-on-reset stream-under-throttle 219 141 229 185 264; do
+      030 stream-error-on-reset stream-under-throttle 219 141 229 185 264 \
+      197 215 216 310; do
     grep -qw -- "$number" <<<"$scenarios" || { echo "$number"; false; }
   done
 }
