@@ -687,6 +687,10 @@ nc_copyread_end (struct nc_copyread *cr)
   join (cr->reader, &cr->n_readers);
   nc_export_close (cr->export);
   cr->export = NULL;
+  nc_debug ("copy-on-read: %" PRIu64 " bytes read for clients, %" PRIu64
+            " ahead; %" PRIu64 " requests waited for another one's read; "
+            "%" PRIu64 " bytes not stored", cr->count.fetched,
+            cr->count.ahead, cr->count.joined, cr->count.not_stored);
 }
 
 void
