@@ -10,6 +10,8 @@ from images import Sets
 from nbdclient import NbdError
 from servers import CellError, Server, stop_all
 
+FEW_ROUNDS = 3                  # where the ratios are large
+
 
 class Bench:
     """One run of the program.  directory: where all its files go."""

@@ -16,6 +16,7 @@ import os
 
 import fio
 import servers
+from cells import FEW_ROUNDS
 from contenders import BY_ID
 from table import Group
 
@@ -28,7 +29,6 @@ SEQUENTIAL_8 = fio.Job("128k seqread QD8", "read", "128k", 8, cold=True)
 RANDOM = fio.Job("4k randread QD8", "randread", "4k", 8, cold=True)
 JOBS = [(20, SEQUENTIAL), (20, SEQUENTIAL_8), (20, RANDOM),
         (5, SEQUENTIAL), (5, RANDOM), (0, SEQUENTIAL), (0, RANDOM)]
-ROUNDS = 3                      # the ratios are large: more say no more
 LONGER = 2                      # than other cells: reading ahead grows
 
 SECOND_DELAY = 20
@@ -127,10 +127,10 @@ def run(bench):
     for delay, job in JOBS:
         bench.each(over_remote, f"I {name(delay, job)}",
                    lambda contender, delay=delay, job=job:
-                   _measure(bench, group, contender, delay, job), ROUNDS)
+                   _measure(bench, group, contender, delay, job), FEW_ROUNDS)
     bench.each([contender for contender in group.contenders
                 if contender is not REFERENCE],
                f"I {name(SECOND_DELAY, SECOND)}",
                lambda contender: _measure_second(bench, group, contender),
-               ROUNDS)
+               FEW_ROUNDS)
     return group

@@ -15,6 +15,7 @@ import time
 
 import images
 import servers
+from cells import FEW_ROUNDS
 from contenders import BY_ID
 from qmp import Qmp
 from servers import CellError
@@ -130,5 +131,5 @@ def run(bench):
     for delay in DELAYS:
         bench.each(group.contenders, f"J {name(delay)}",
                    lambda contender, delay=delay:
-                   _measure(bench, group, contender, delay))
+                   _measure(bench, group, contender, delay), FEW_ROUNDS)
     return group

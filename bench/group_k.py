@@ -14,6 +14,7 @@ import time
 
 import fio
 import images
+from cells import FEW_ROUNDS
 from contenders import BY_ID
 from images import PIECE
 from qmp import Qmp
@@ -164,5 +165,5 @@ def run(bench):
     for delay in DELAYS:
         bench.each(group.contenders, f"K {delay} ms",
                    lambda contender, delay=delay:
-                   _measure(bench, group, contender, delay))
+                   _measure(bench, group, contender, delay), FEW_ROUNDS)
     return group
