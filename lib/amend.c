@@ -42,6 +42,14 @@ nc_prefetch_policy_amend (struct nc_prefetch_policy *policy,
     policy->max_pause = from->max_pause;
   if (fields & NC_AMEND_UNIT)
     policy->unit = from->unit;
+  if (fields & NC_AMEND_SLOTS)
+    policy->slots = from->slots;
+  if (fields & NC_AMEND_READ_TIME)
+    policy->read_time = from->read_time;
+  if (fields & NC_AMEND_WRITE_TIME)
+    policy->write_time = from->write_time;
+  if (fields & NC_AMEND_ALPHA)
+    policy->alpha = from->alpha;
 }
 
 static int
@@ -74,6 +82,23 @@ nc_prefetch_policy_check (const struct nc_prefetch_policy *policy,
   if (policy->unit > NC_PREFETCH_UNIT_MAX || policy->unit % 4096 != 0) {
     nc_error ("%s: prefetch unit %" PRIu32 " must be a multiple of 4096, at "
               "most %" PRIu32, whose, policy->unit, NC_PREFETCH_UNIT_MAX);
+    return -1;
+  }
+  if (policy->slots > NC_PREFETCH_SLOTS_MAX) {
+    nc_error ("%s: %" PRIu32 " prefetch slots are too many: at most %d",
+              whose, policy->slots, NC_PREFETCH_SLOTS_MAX);
+    return -1;
+  }
+  if (policy->read_time > NC_MEASURE_TIME_MAX ||
+      policy->write_time > NC_MEASURE_TIME_MAX) {
+    nc_error ("%s: prefetch measurements of %" PRIu32 " (reading) and %"
+              PRIu32 " ms (writing): at most %d ms", whose,
+              policy->read_time, policy->write_time, NC_MEASURE_TIME_MAX);
+    return -1;
+  }
+  if (policy->alpha > NC_ALPHA_MAX) {
+    nc_error ("%s: prefetch alpha %" PRIu32 " must be at most %d percent",
+              whose, policy->alpha, NC_ALPHA_MAX);
     return -1;
   }
   if (check_rates (whose, "reading", policy->max_read,

@@ -26,11 +26,17 @@ struct nc_prefetch_policy {
   uint64_t min_read, min_write; /* below: others are in need, so pause */
   uint32_t max_pause;           /* milliseconds */
   uint32_t unit;                /* bytes */
+  uint32_t slots;               /* in flight at most */
+  uint32_t read_time, write_time;       /* milliseconds of a measurement */
+  uint32_t alpha;               /* weight of what was measured before, % */
 };
 
 #define NC_START_DELAY_MAX 604800
 #define NC_MAX_PAUSE_MAX 3600000
 #define NC_PREFETCH_UNIT_MAX (UINT32_C (64) << 20)
+#define NC_PREFETCH_SLOTS_MAX 64
+#define NC_MEASURE_TIME_MAX 60000
+#define NC_ALPHA_MAX 99
 
 /* Everything about one image that can be known without its backing.
  * Strings are allocated and may be NULL. */
@@ -150,6 +156,10 @@ enum {
   NC_AMEND_MIN_WRITE = 64,
   NC_AMEND_MAX_PAUSE = 128,
   NC_AMEND_UNIT = 256,
+  NC_AMEND_SLOTS = 512,
+  NC_AMEND_READ_TIME = 1024,
+  NC_AMEND_WRITE_TIME = 2048,
+  NC_AMEND_ALPHA = 4096,
 };
 struct nc_image_amendment {
   unsigned fields;              /* NC_AMEND_* */
@@ -175,8 +185,11 @@ extern int nc_image_amend (const char *path,
   __attribute__ ((__nonnull__ (1, 2)));
 
 /* The prefetch profile: ranges of the disk, in bytes, in the order in which
- * they were first needed. */
-struct nc_profile_range { uint64_t offset, count; };
+ * they were first needed, and how long after the first one. */
+struct nc_profile_range {
+  uint64_t offset, count;
+  uint32_t time;                /* milliseconds */
+};
 
 /* Read the profile of the fvd image PATH, also while it is in use.  *RANGES
  * is allocated; NULL if none was recorded.  Ranges begin and end at blocks
@@ -187,7 +200,8 @@ extern int nc_image_profile_read (const char *path,
   __attribute__ ((__nonnull__ (1, 2, 3)));
 
 /* Replace the profile of PATH, which is not in use.  Ranges are rounded to
- * blocks; neighbours become one; if not all fit, the first that do are kept.
+ * blocks; neighbours of one time become one; if not all fit, the first that
+ * do are kept.
  * Durable when it returns; before, what was recorded earlier counts.
  * Returns -1 on error, reported. */
 extern int nc_image_profile_write (const char *path,

@@ -27,16 +27,21 @@ print({k: v for k, v in p.items() if v})'
   "$NBDCHAIN" create a.fvd 1M --prefetch on --prefetch-profile on \
     --prefetch-start-delay 30 --prefetch-max-read-throughput 20M \
     --prefetch-max-write-throughput 10M --prefetch-min-read-throughput 2M \
-    --prefetch-min-write-throughput 1M --prefetch-max-pause 500 \
-    --prefetch-unit 128K
+    --prefetch-min-write-throughput 1M --prefetch-throttle-time 500 \
+    --bytes-per-prefetch 128K --num-prefetch-slots 7 \
+    --prefetch-read-throughput-measure-time 200 \
+    --prefetch-write-throughput-measure-time 300 \
+    --prefetch-perf-calc-alpha 90
   all="{'whole': True, 'profile': True, 'start_delay': 30,"
   all+=" 'max_read_throughput': 20971520, 'max_write_throughput': 10485760,"
   all+=" 'min_read_throughput': 2097152, 'min_write_throughput': 1048576,"
-  all+=" 'max_pause': 500, 'unit': 131072}"
+  all+=" 'throttle_time': 500, 'bytes_per_prefetch': 131072,"
+  all+=" 'num_slots': 7, 'read_measure_time': 200, 'write_measure_time': 300,"
+  all+=" 'perf_calc_alpha': 90}"
   [ "$(policy a.fvd)" = "$all" ]
   run -0 "$NBDCHAIN" info a.fvd
   [[ $output == *"the whole image, the profile first"* ]]
-  [[ $output == *"delay:    30 s"*"max read: 20 MiB/s"*"max pause: 500 ms"*"unit:"*"128 KiB"* ]]
+  [[ $output == *"delay:    30 s"*"max read: 20 MiB/s"*"throttle: 500 ms"*"unit:"*"128 KiB"*"slots:    7"*"alpha:    90 %"* ]]
 
   local option value key
   while read -r option value key; do
@@ -47,9 +52,13 @@ p = ast.literal_eval(sys.argv[1]); del p[sys.argv[2]]; print(p)' "$all" "$key")
   done <<'END'
 prefetch off whole
 prefetch-max-read-throughput 0 max_read_throughput
-prefetch-unit 0 unit
+bytes-per-prefetch 0 bytes_per_prefetch
+num-prefetch-slots 0 num_slots
+prefetch-perf-calc-alpha 0 perf_calc_alpha
+prefetch-read-throughput-measure-time 0 read_measure_time
+prefetch-write-throughput-measure-time 0 write_measure_time
 prefetch-profile off profile
-prefetch-max-pause 0 max_pause
+prefetch-throttle-time 0 throttle_time
 prefetch-min-write-throughput 0 min_write_throughput
 prefetch-max-write-throughput 0 max_write_throughput
 prefetch-start-delay 0 start_delay
@@ -65,7 +74,7 @@ END
   python3 -c 'import json, sys
 d = json.loads(sys.argv[1])
 assert d["path"] == "a.fvd" and d["prefetch"]["whole"] is True
-assert d["prefetch"]["unit"] == 0' "$output"
+assert d["prefetch"]["bytes_per_prefetch"] == 0' "$output"
   run -0 "$NBDCHAIN" amend --prefetch-max-write-throughput=1G a.fvd
   [[ $output == *"the whole image"*"max write: 1 GiB/s"* ]]
 }
@@ -82,10 +91,13 @@ assert d["prefetch"]["unit"] == 0' "$output"
 prefetch maybe is neither 'on' nor 'off'
 prefetch-profile 1 is neither 'on' nor 'off'
 prefetch-start-delay 604801 is not a number from 0 to 604800
-prefetch-max-pause 3600001 is not a number from 0 to 3600000
-prefetch-max-pause -1 is not a number
-prefetch-unit 5000 is not allowed: it must be a multiple of 4K
-prefetch-unit 65M is not allowed
+prefetch-throttle-time 3600001 is not a number from 0 to 3600000
+prefetch-throttle-time -1 is not a number
+bytes-per-prefetch 5000 is not allowed: it must be a multiple of 4K
+bytes-per-prefetch 65M is not allowed
+num-prefetch-slots 65 is not a number from 0 to 64
+prefetch-perf-calc-alpha 100 is not a number from 0 to 99
+prefetch-read-throughput-measure-time 60001 is not a number from 0 to 60000
 prefetch-max-read-throughput fast is not a size
 END
   run -1 "$NBDCHAIN" create b.fvd 1M --prefetch-max-read-throughput=1M \

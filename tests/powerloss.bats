@@ -394,8 +394,8 @@ write_judge ()
   nbdcopy "$uri" now.raw
   stop_hard "$pid"
   record
-  "${recorded[@]}" "$NBDCHAIN" amend --prefetch=on --prefetch-unit=4K dir/top.fvd
-  "${recorded[@]}" "$NBDCHAIN" amend --prefetch=off --prefetch-unit=8K dir/top.fvd
+  "${recorded[@]}" "$NBDCHAIN" amend --prefetch=on --bytes-per-prefetch=4K dir/top.fvd
+  "${recorded[@]}" "$NBDCHAIN" amend --prefetch=off --bytes-per-prefetch=8K dir/top.fvd
   log_is_complete
   write_judge <<<'
     set -e

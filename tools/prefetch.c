@@ -42,11 +42,11 @@ parse_unit (const char *text, uint32_t *value)
 {
   uint64_t unit;
 
-  if (parse_size ("--prefetch-unit", text, &unit) == -1)
+  if (parse_size ("--bytes-per-prefetch", text, &unit) == -1)
     return -1;
   if (unit % 4096 != 0 || unit > NC_PREFETCH_UNIT_MAX) {
-    nc_error ("--prefetch-unit: '%s' is not allowed: it must be a multiple of"
-              " 4K, at most 64M (0: the default)", text);
+    nc_error ("--bytes-per-prefetch: '%s' is not allowed: it must be a "
+              "multiple of 4K, at most 64M (0: the default)", text);
     return -1;
   }
   *value = (uint32_t) unit;
@@ -85,11 +85,27 @@ prefetch_option (int c, const char *arg, struct nc_image_amendment *to)
                        &p->min_write);
   case OPT_PREFETCH_MAX_PAUSE:
     to->fields |= NC_AMEND_MAX_PAUSE;
-    return parse_number32 ("--prefetch-max-pause", arg, NC_MAX_PAUSE_MAX,
+    return parse_number32 ("--prefetch-throttle-time", arg, NC_MAX_PAUSE_MAX,
                            &p->max_pause);
   case OPT_PREFETCH_UNIT:
     to->fields |= NC_AMEND_UNIT;
     return parse_unit (arg, &p->unit);
+  case OPT_PREFETCH_SLOTS:
+    to->fields |= NC_AMEND_SLOTS;
+    return parse_number32 ("--num-prefetch-slots", arg,
+                           NC_PREFETCH_SLOTS_MAX, &p->slots);
+  case OPT_PREFETCH_READ_TIME:
+    to->fields |= NC_AMEND_READ_TIME;
+    return parse_number32 ("--prefetch-read-throughput-measure-time", arg,
+                           NC_MEASURE_TIME_MAX, &p->read_time);
+  case OPT_PREFETCH_WRITE_TIME:
+    to->fields |= NC_AMEND_WRITE_TIME;
+    return parse_number32 ("--prefetch-write-throughput-measure-time", arg,
+                           NC_MEASURE_TIME_MAX, &p->write_time);
+  case OPT_PREFETCH_ALPHA:
+    to->fields |= NC_AMEND_ALPHA;
+    return parse_number32 ("--prefetch-perf-calc-alpha", arg, NC_ALPHA_MAX,
+                           &p->alpha);
   default:
     return 1;
   }
@@ -106,6 +122,15 @@ print_rate (const char *label, uint64_t rate)
   printf ("%s/s\n", size_text (rate, text));
 }
 
+static void
+print_number (const char *label, uint32_t number, const char *of)
+{
+  if (number == 0)
+    return;
+  print_label (2, label);
+  printf ("%" PRIu32 "%s\n", number, of);
+}
+
 void
 print_prefetch (const struct nc_image_info *info)
 {
@@ -116,22 +141,20 @@ print_prefetch (const struct nc_image_info *info)
   puts (p->whole && p->profile ? "the whole image, the profile first"
         : p->whole ? "the whole image"
         : p->profile ? "what the profile names" : "off");
-  if (p->start_delay) {
-    print_label (2, "delay");
-    printf ("%" PRIu32 " s\n", p->start_delay);
-  }
+  print_number ("delay", p->start_delay, " s");
   print_rate ("max read", p->max_read);
   print_rate ("max write", p->max_write);
   print_rate ("min read", p->min_read);
   print_rate ("min write", p->min_write);
-  if (p->max_pause) {
-    print_label (2, "max pause");
-    printf ("%" PRIu32 " ms\n", p->max_pause);
-  }
+  print_number ("throttle", p->max_pause, " ms");
   if (p->unit) {
     print_label (2, "unit");
     puts (size_text (p->unit, text));
   }
+  print_number ("slots", p->slots, "");
+  print_number ("measure", p->read_time, " ms of reading");
+  print_number ("measure", p->write_time, " ms of writing");
+  print_number ("alpha", p->alpha, " %");
   if (info->profile_ranges) {
     print_label (1, "profile");
     printf ("%" PRIu64 " range%s, %s\n", info->profile_ranges,
@@ -143,7 +166,8 @@ print_prefetch (const struct nc_image_info *info)
 json_t *
 prefetch_json (const struct nc_prefetch_policy *p)
 {
-  return json_pack ("{s:b, s:b, s:I, s:I, s:I, s:I, s:I, s:I, s:I}",
+  return json_pack ("{s:b, s:b, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I,"
+                    " s:I}",
                     "whole", p->whole,
                     "profile", p->profile,
                     "start_delay", (json_int_t) p->start_delay,
@@ -151,6 +175,10 @@ prefetch_json (const struct nc_prefetch_policy *p)
                     "max_write_throughput", (json_int_t) p->max_write,
                     "min_read_throughput", (json_int_t) p->min_read,
                     "min_write_throughput", (json_int_t) p->min_write,
-                    "max_pause", (json_int_t) p->max_pause,
-                    "unit", (json_int_t) p->unit);
+                    "throttle_time", (json_int_t) p->max_pause,
+                    "bytes_per_prefetch", (json_int_t) p->unit,
+                    "num_slots", (json_int_t) p->slots,
+                    "read_measure_time", (json_int_t) p->read_time,
+                    "write_measure_time", (json_int_t) p->write_time,
+                    "perf_calc_alpha", (json_int_t) p->alpha);
 }

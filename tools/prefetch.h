@@ -16,6 +16,8 @@ enum {
   OPT_PREFETCH = 640, OPT_PREFETCH_PROFILE, OPT_PREFETCH_START_DELAY,
   OPT_PREFETCH_MAX_READ, OPT_PREFETCH_MAX_WRITE, OPT_PREFETCH_MIN_READ,
   OPT_PREFETCH_MIN_WRITE, OPT_PREFETCH_MAX_PAUSE, OPT_PREFETCH_UNIT,
+  OPT_PREFETCH_SLOTS, OPT_PREFETCH_READ_TIME, OPT_PREFETCH_WRITE_TIME,
+  OPT_PREFETCH_ALPHA,
 };
 
 #define PREFETCH_OPTION(name, value) \
@@ -28,8 +30,14 @@ enum {
   PREFETCH_OPTION ("-max-write-throughput", OPT_PREFETCH_MAX_WRITE), \
   PREFETCH_OPTION ("-min-read-throughput", OPT_PREFETCH_MIN_READ), \
   PREFETCH_OPTION ("-min-write-throughput", OPT_PREFETCH_MIN_WRITE), \
-  PREFETCH_OPTION ("-max-pause", OPT_PREFETCH_MAX_PAUSE), \
-  PREFETCH_OPTION ("-unit", OPT_PREFETCH_UNIT)
+  PREFETCH_OPTION ("-throttle-time", OPT_PREFETCH_MAX_PAUSE), \
+  { "bytes-per-prefetch", required_argument, NULL, OPT_PREFETCH_UNIT }, \
+  { "num-prefetch-slots", required_argument, NULL, OPT_PREFETCH_SLOTS }, \
+  PREFETCH_OPTION ("-read-throughput-measure-time", \
+                   OPT_PREFETCH_READ_TIME), \
+  PREFETCH_OPTION ("-write-throughput-measure-time", \
+                   OPT_PREFETCH_WRITE_TIME), \
+  PREFETCH_OPTION ("-perf-calc-alpha", OPT_PREFETCH_ALPHA)
 
 #define PREFETCH_HELP \
   "      --prefetch=on|off\n" \
@@ -46,10 +54,18 @@ enum {
   "                         pause when reading becomes slower; 0: never\n" \
   "      --prefetch-min-write-throughput=RATE\n" \
   "                         the same for writing\n" \
-  "      --prefetch-max-pause=MILLISECONDS\n" \
-  "                         the longest pause; 0: the default\n" \
-  "      --prefetch-unit=SIZE\n" \
-  "                         bytes to prefetch at a time; 0: the default\n"
+  "      --prefetch-throttle-time=MILLISECONDS\n" \
+  "                         the longest pause; 0: 30000\n" \
+  "      --bytes-per-prefetch=SIZE\n" \
+  "                         bytes to prefetch at a time; 0: 512K\n" \
+  "      --num-prefetch-slots=N\n" \
+  "                         reads in flight at most; 0: as many as help\n" \
+  "      --prefetch-read-throughput-measure-time=MILLISECONDS\n" \
+  "                         how long reading is measured; 0: 100\n" \
+  "      --prefetch-write-throughput-measure-time=MILLISECONDS\n" \
+  "                         the same for writing\n" \
+  "      --prefetch-perf-calc-alpha=PERCENT\n" \
+  "                         weight of earlier measurements; 0: 80\n"
 
 /* Take option C with ARG into *TO.  Returns 0; 1 if C is none of these; -1,
  * reported, if ARG is not allowed. */

@@ -40,7 +40,9 @@ enum {
   H_GROW_UNIT = 232, H_CHUNKS = 240, H_RESERVED2 = 248,
   H_PREFETCH_FLAGS = 256, H_START_DELAY = 260, H_MAX_READ = 264,
   H_MAX_WRITE = 272, H_MIN_READ = 280, H_MIN_WRITE = 288,
-  H_MAX_PAUSE = 296, H_PREFETCH_UNIT = 300, H_RESERVED3 = 304,
+  H_MAX_PAUSE = 296, H_PREFETCH_UNIT = 300,
+  H_PREFETCH_SLOTS = 304, H_READ_TIME = 308, H_WRITE_TIME = 312,
+  H_ALPHA = 316, H_RESERVED3 = 320,
   H_STRINGS = 1024,
   H_CHECKSUM = FVD_HEADER_SIZE - 8,
 };
@@ -136,6 +138,10 @@ get_policy (const uint8_t *copy, struct nc_prefetch_policy *p)
   p->min_write = nc_get_le64 (copy + H_MIN_WRITE);
   p->max_pause = nc_get_le32 (copy + H_MAX_PAUSE);
   p->unit = nc_get_le32 (copy + H_PREFETCH_UNIT);
+  p->slots = nc_get_le32 (copy + H_PREFETCH_SLOTS);
+  p->read_time = nc_get_le32 (copy + H_READ_TIME);
+  p->write_time = nc_get_le32 (copy + H_WRITE_TIME);
+  p->alpha = nc_get_le32 (copy + H_ALPHA);
 }
 
 static void
@@ -150,6 +156,10 @@ put_policy (const struct nc_prefetch_policy *p, uint8_t *copy)
   nc_put_le64 (copy + H_MIN_WRITE, p->min_write);
   nc_put_le32 (copy + H_MAX_PAUSE, p->max_pause);
   nc_put_le32 (copy + H_PREFETCH_UNIT, p->unit);
+  nc_put_le32 (copy + H_PREFETCH_SLOTS, p->slots);
+  nc_put_le32 (copy + H_READ_TIME, p->read_time);
+  nc_put_le32 (copy + H_WRITE_TIME, p->write_time);
+  nc_put_le32 (copy + H_ALPHA, p->alpha);
 }
 
 /* Bytes to which the format gives no meaning. */
@@ -303,6 +313,12 @@ check_policy (const struct nc_dev *dev, const struct fvd_header *h)
     return corrupt (dev, "prefetch policy: start delay %" PRIu32 " s, pause %"
                     PRIu32 " ms, unit %" PRIu32, p->start_delay,
                     p->max_pause, p->unit);
+  if (p->slots > NC_PREFETCH_SLOTS_MAX ||
+      p->read_time > NC_MEASURE_TIME_MAX ||
+      p->write_time > NC_MEASURE_TIME_MAX || p->alpha > NC_ALPHA_MAX)
+    return corrupt (dev, "prefetch policy: %" PRIu32 " slots, measurements of"
+                    " %" PRIu32 " and %" PRIu32 " ms, alpha %" PRIu32,
+                    p->slots, p->read_time, p->write_time, p->alpha);
   if (h->profile.size % (2 * FVD_AREA_ALIGN) != 0 ||
       h->profile.size > FVD_PROFILE_MAX)
     return corrupt (dev, "profile of %" PRIu64 " bytes", h->profile.size);

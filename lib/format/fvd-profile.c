@@ -24,9 +24,9 @@
 
 enum {
   P_MAGIC = 0, P_COUNT = 4, P_GENERATION = 8, P_HASH = 16, P_ZEROS = 24,
-  P_CHECKSUM = 504, P_RANGE_SIZE = 12,
+  P_CHECKSUM = 504, P_RANGE_SIZE = 16,
 };
-#define P_RANGES 42             /* in a sector */
+#define P_RANGES 31             /* in a sector */
 static const uint8_t magic[4] = "FVDP";
 
 static uint64_t
@@ -158,6 +158,7 @@ get_range (const struct fvd_header *h, const struct half *half, uint64_t i,
   end = blk + nc_min64 (count, nblocks - blk);
   range->offset = blk << h->block_bits;
   range->count = nc_min64 (end << h->block_bits, h->size) - range->offset;
+  range->time = nc_get_le32 (p + 12);
   return true;
 }
 
@@ -188,7 +189,8 @@ fvd_profile_read (struct nc_dev *dev, const struct fvd_header *h,
   return 0;
 }
 
-/* Bytes to blocks, neighbours merged, in order, as many as fit. */
+/* Bytes to blocks, neighbours of one time merged, in order, as many as fit.
+ */
 static void
 put_ranges (const struct fvd_header *h, struct half *half,
             const struct nc_profile_range *ranges, size_t n)
@@ -209,7 +211,7 @@ put_ranges (const struct fvd_header *h, struct half *half,
         : (uint8_t *) range_at (half, half->n - 1);
 
       count = nc_min64 (end - blk, UINT32_MAX);
-      if (blk == last_end &&
+      if (blk == last_end && nc_get_le32 (last + 12) == r->time &&
           nc_get_le32 (last + 8) + count <= UINT32_MAX)
         nc_put_le32 (last + 8, nc_get_le32 (last + 8) + count);
       else if (half->n == max)
@@ -217,6 +219,7 @@ put_ranges (const struct fvd_header *h, struct half *half,
       else {
         nc_put_le64 (p, blk);
         nc_put_le32 (p + 8, count);
+        nc_put_le32 (p + 12, r->time);
         half->n++;
       }
       last_end = blk + count;

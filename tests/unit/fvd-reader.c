@@ -221,7 +221,7 @@ read_header (struct fvd_reader *r)
   if (r->flags & ~15u)
     FAIL (r, "flags");
   if (!is_zero (h + 228, 4) || !is_zero (h + 248, 8) ||
-      !is_zero (h + 304, 720))
+      !is_zero (h + 320, 704))
     FAIL (r, "reserved bytes");
   if (read_strings (r) == -1)
     return -1;
