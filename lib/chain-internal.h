@@ -34,6 +34,7 @@ struct nc_chain {
   _Atomic (struct nc_cold *) cold;      /* NULL: none */
 
   _Atomic (uint64_t) waits, refused_waits;
+  _Atomic (unsigned) cold_reads;        /* of clients from a remote */
   struct nc_repeat given_up;    /* requests that a remote was needed for */
 };
 
@@ -44,6 +45,7 @@ struct nc_export {
   uint64_t size;
   uint32_t block_size;
   bool writable;
+  bool background;              /* no client's */
   char uuid[37];
   unsigned max_waiting;         /* 0 = no limit */
   _Atomic (unsigned) waiting;   /* requests that wait for a remote */

@@ -938,6 +938,18 @@ nc_export_is_writable (const struct nc_export *export)
   return export->writable;
 }
 
+void
+nc_export_set_background (struct nc_export *export)
+{
+  export->background = true;
+}
+
+unsigned
+nc_chain_cold_reads (struct nc_chain *chain)
+{
+  return chain->cold_reads;
+}
+
 uint32_t
 nc_export_block_size (const struct nc_export *export)
 {

@@ -192,6 +192,14 @@ extern bool nc_export_is_writable (const struct nc_export *export)
 extern uint32_t nc_export_block_size (const struct nc_export *export)
   __attribute__ ((__nonnull__ (1)));
 
+/* What this export does is not for a client: see nc_chain_cold_reads. */
+extern void nc_export_set_background (struct nc_export *export)
+  __attribute__ ((__nonnull__ (1)));
+
+/* How many requests of clients read from a remote at this moment. */
+extern unsigned nc_chain_cold_reads (struct nc_chain *chain)
+  __attribute__ ((__nonnull__ (1)));
+
 /* Requests.  The range lies inside the export: the caller has checked.
  * Each returns 0; or -1 with errno for the client (EIO, ENOSPC, EROFS,
  * ESHUTDOWN, ENOTSUP for a fast zero that would be slow), reported once.

@@ -249,19 +249,25 @@ read_layer (struct nc_export *export, struct nc_view *view, int i, char *buf,
             uint64_t count, uint64_t offset, struct attempt *a)
 {
   struct nc_layer *layer;
+  bool counts;
+  int r;
 
   if (i == -1) {
     memset (buf, 0, count);
     return 0;
   }
   layer = view->layers[i];
+  counts = layer->dev->remote && !export->background;
   if (layer->dev->remote)
     set_deadline (export, a);
-  if (layer->format->pread (layer, buf, count, offset) == -1) {
+  if (counts)
+    export->chain->cold_reads++;
+  r = layer->format->pread (layer, buf, count, offset);
+  if (counts)
+    export->chain->cold_reads--;
+  if (r == -1)
     note_failure (export, view, layer, offset, a);
-    return -1;
-  }
-  return 0;
+  return r;
 }
 
 static int

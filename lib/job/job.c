@@ -135,6 +135,7 @@ nc_job_limit_name (enum nc_job_limit limit)
     [NC_LIMIT_SOURCE] = "source", [NC_LIMIT_STORAGE] = "storage",
     [NC_LIMIT_GUEST] = "guest", [NC_LIMIT_CONTENTION] = "contention",
     [NC_LIMIT_PAUSE] = "pause", [NC_LIMIT_ERROR] = "error",
+    [NC_LIMIT_DELAY] = "delay",
   };
 
   return names[limit];

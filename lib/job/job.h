@@ -76,6 +76,7 @@ enum nc_io_status { NC_IO_OK, NC_IO_FAILED, NC_IO_NOSPACE };
 enum nc_job_limit {
   NC_LIMIT_NONE, NC_LIMIT_RATE, NC_LIMIT_SOURCE, NC_LIMIT_STORAGE,
   NC_LIMIT_GUEST, NC_LIMIT_CONTENTION, NC_LIMIT_PAUSE, NC_LIMIT_ERROR,
+  NC_LIMIT_DELAY,               /* it begins later */
 };
 extern const char *nc_job_limit_name (enum nc_job_limit limit);
 

@@ -9,7 +9,8 @@
  * data.  What the guest allocates between the look and the read is not read
  * (nc_export_fetch), between the read and the store is not stored.
  *
- * One pass is enough: nothing can become missing behind it. */
+ * One pass is enough: nothing can become missing behind it.  Ranges that are
+ * wanted first are passes of their own before it. */
 
 #include <config.h>
 
@@ -25,6 +26,7 @@
 #include "chain.h"
 #include "checked.h"
 #include "extents.h"
+#include "image.h"
 #include "job/flusher.h"
 #include "job/job.h"
 #include "ref.h"
@@ -34,6 +36,9 @@
 #define LOOK_EXTENTS 8192       /* known at a time */
 /* Stored under one claim. */
 #define ZEROS_MAX (UINT64_C (256) << 20)
+
+/* Besides NC_MISSING_*, in the kind of a piece: it is wanted first. */
+#define FIRST 4u
 
 struct nc_stream {
   struct nc_chain *chain;
@@ -46,14 +51,21 @@ struct nc_stream {
   struct nc_flusher *flusher;   /* from the first run on */
   uint64_t size;
   uint32_t block, piece;        /* bytes */
+  const struct nc_profile_range *first;
+  size_t n_first;
+  uint64_t first_size;          /* all of them together */
+  bool no_sweep;                /* and nothing else */
 
   /* Planning, by one thread at a time: */
-  uint64_t offset;              /* of the next piece */
+  size_t i_first;               /* ranges of FIRST that were begun */
+  bool is_sweeping;             /* behind them */
+  uint64_t offset, end;         /* of the next piece; of what is planned */
   struct nc_extents missing;    /* what is known */
   size_t i;                     /* extent that OFFSET is in, or before it */
   struct nc_fetched looked;     /* under which view */
 
-  struct nc_stream_count count; /* under the ring's lock */
+  struct nc_stream_count count; /* these two: under the ring's lock */
+  uint64_t first_done;
 
   struct nc_job *job;           /* when it is one, under the same: */
   uint64_t spent_reading, spent_storing;
@@ -65,7 +77,7 @@ static int
 look (struct nc_stream *s)
 {
   nc_extents_free (&s->missing);
-  nc_extents_init (&s->missing, s->offset, s->size - s->offset);
+  nc_extents_init (&s->missing, s->offset, s->end - s->offset);
   s->missing.limit = LOOK_EXTENTS;
   s->i = 0;
   return nc_export_missing (s->disk, s->base, &s->missing, &s->looked);
@@ -103,11 +115,55 @@ is_known (const struct nc_stream *s, uint64_t offset)
     nc_extents_next (&s->missing);
 }
 
+/* Whole blocks, as many as one buffer holds. */
 static uint64_t
-longest_piece (const struct nc_stream *s, unsigned kind)
+unit (struct nc_stream *s)
 {
-  return kind == NC_MISSING_DATA ? s->piece
+  uint64_t bytes;
+
+  if (s->hooks->unit == NULL)
+    return s->piece;
+  bytes = nc_round_down (s->hooks->unit (s->opaque), s->block);
+  return nc_min64 (nc_max64 (bytes, s->block), s->piece);
+}
+
+static uint64_t
+longest_piece (struct nc_stream *s, unsigned kind)
+{
+  return kind == NC_MISSING_DATA ? unit (s)
     : kind == NC_MISSING_ZEROS ? ZEROS_MAX : UINT64_MAX;
+}
+
+/* RANGE as whole blocks of the disk. */
+static void
+blocks_of (const struct nc_stream *s, const struct nc_profile_range *range,
+           uint64_t *offset, uint64_t *end)
+{
+  *offset = nc_round_down (nc_min64 (range->offset, s->size), s->block);
+  *end = *offset;
+  if (range->offset < s->size && range->count > 0)
+    *end = nc_min64 (nc_round_up (range->offset +
+                                  nc_min64 (range->count,
+                                            s->size - range->offset),
+                                  s->block), s->size);
+}
+
+/* What is to be planned next; false if that was all. */
+static bool
+next_pass (struct nc_stream *s)
+{
+  nc_extents_free (&s->missing);
+  if (s->i_first < s->n_first)
+    blocks_of (s, &s->first[s->i_first++], &s->offset, &s->end);
+  else if (!s->is_sweeping && !s->no_sweep) {
+    s->is_sweeping = true;
+    s->offset = 0;
+    s->end = s->size;
+  }
+  else
+    return false;
+  nc_extents_init (&s->missing, s->offset, 0);
+  return true;
 }
 
 static int
@@ -116,8 +172,9 @@ next (void *opaque, struct nc_piece *piece)
   struct nc_stream *s = opaque;
   uint64_t end, most;
 
-  if (s->offset == s->size)
-    return 0;
+  while (s->offset == s->end)
+    if (!next_pass (s))
+      return 0;
   if (!is_known (s, s->offset) && look (s) == -1)
     return -1;
   /* More extents in a block than we look at: it is read. */
@@ -128,7 +185,7 @@ next (void *opaque, struct nc_piece *piece)
   else
     piece->kind = kind_of_blocks (s, s->offset, &end);
   most = longest_piece (s, piece->kind);
-  while (end < s->size && end - s->offset < most && is_known (s, end)) {
+  while (end < s->end && end - s->offset < most && is_known (s, end)) {
     uint64_t more;
 
     if (kind_of_blocks (s, end, &more) != piece->kind)
@@ -138,6 +195,7 @@ next (void *opaque, struct nc_piece *piece)
   piece->offset = s->offset;
   piece->count = nc_min64 (end - s->offset, most);
   piece->read = piece->kind == NC_MISSING_DATA;
+  piece->kind |= s->is_sweeping ? 0 : FIRST;
   piece->context = s->looked.view;
   s->offset += piece->count;
   /* A piece that was cut ends before what was looked at last. */
@@ -155,17 +213,36 @@ throttle (void *opaque, uint64_t count)
   return s->hooks->throttle ? s->hooks->throttle (s->opaque, count) : 0;
 }
 
+static void
+began (struct nc_stream *s, enum nc_ring_step step)
+{
+  if (s->hooks->began)
+    s->hooks->began (s->opaque, step);
+}
+
+static void
+ended (struct nc_stream *s, enum nc_ring_step step, uint64_t count)
+{
+  const int err = errno;
+
+  if (s->hooks->ended)
+    s->hooks->ended (s->opaque, step, count);
+  errno = err;
+}
+
 static int
 read_piece (void *opaque, struct nc_piece *piece, void *buf)
 {
   struct nc_stream *s = opaque;
   struct nc_fetched fetched;
+  int r;
 
-  if (nc_export_fetch (s->disk, buf, piece->count, piece->offset,
-                       &fetched) == -1)
-    return -1;
-  piece->context = fetched.view;
-  return 0;
+  began (s, NC_RING_READ);
+  r = nc_export_fetch (s->disk, buf, piece->count, piece->offset, &fetched);
+  ended (s, NC_RING_READ, r == 0 ? piece->count : 0);
+  if (r == 0)
+    piece->context = fetched.view;
+  return r;
 }
 
 static int
@@ -173,15 +250,24 @@ store_piece (void *opaque, const struct nc_piece *piece, const void *buf)
 {
   struct nc_stream *s = opaque;
   const struct nc_fetched fetched = { .view = piece->context };
+  int r;
 
-  if (piece->kind == NC_MISSING_NOTHING)
+  if ((piece->kind & ~FIRST) == NC_MISSING_NOTHING)
     return 0;
-  if (nc_export_store (s->disk, buf, piece->count, piece->offset,
-                       &fetched) == -1)
-    return -1;
-  /* Of zeros there is next to nothing to be made durable, or done again. */
-  nc_flusher_note (s->flusher, piece->read ? piece->count : 1);
-  return 0;
+  if (!piece->read) {
+    r = nc_export_store (s->disk, NULL, piece->count, piece->offset,
+                         &fetched);
+    /* There is next to nothing to be made durable, or done again. */
+    if (r == 0)
+      nc_flusher_note (s->flusher, 1);
+    return r;
+  }
+  began (s, NC_RING_STORE);
+  r = nc_export_store (s->disk, buf, piece->count, piece->offset, &fetched);
+  ended (s, NC_RING_STORE, r == 0 ? piece->count : 0);
+  if (r == 0)
+    nc_flusher_note (s->flusher, piece->count);
+  return r;
 }
 
 static void
@@ -189,11 +275,21 @@ done (void *opaque, const struct nc_piece *piece)
 {
   struct nc_stream *s = opaque;
 
-  *(piece->kind == NC_MISSING_DATA ? &s->count.copied
-    : piece->kind == NC_MISSING_ZEROS ? &s->count.zero
-    : &s->count.local) += piece->count;
+  const unsigned kind = piece->kind & ~FIRST;
+  uint64_t so_far;
+
+  /* What was there already is seen again by the sweep. */
+  if (kind != NC_MISSING_NOTHING || kind == piece->kind)
+    *(kind == NC_MISSING_DATA ? &s->count.copied
+      : kind == NC_MISSING_ZEROS ? &s->count.zero
+      : &s->count.local) += piece->count;
+  if (piece->kind & FIRST)
+    so_far = s->first_done += piece->count;
+  else
+    so_far = s->first_size + piece->offset + piece->count;
   if (s->hooks->progress)
-    s->hooks->progress (s->opaque, piece->offset + piece->count, s->size,
+    s->hooks->progress (s->opaque, so_far,
+                        s->first_size + (s->no_sweep ? 0 : s->size),
                         &s->count);
 }
 
@@ -248,6 +344,10 @@ nc_stream_new (struct nc_chain *chain, const char *base,
   s->size = nc_export_size (s->disk);
   s->block = nc_export_block_size (s->disk);
   s->piece = nc_max64 (s->block, NC_RING_PIECE);
+  if (hooks->unit)
+    s->piece = nc_min64 (nc_max64 (s->piece, hooks->unit (opaque)),
+                         NC_RING_PIECE_MAX);
+  nc_export_set_background (s->disk);
   if (check (s) == -1)
     goto fail;
   s->ring = nc_ring_new (&ring_ops, s, s->piece);
@@ -258,6 +358,35 @@ nc_stream_new (struct nc_chain *chain, const char *base,
  fail:
   nc_stream_free (s);
   return NULL;
+}
+
+void
+nc_stream_first (struct nc_stream *s, const struct nc_profile_range *ranges,
+                 size_t n, bool alone)
+{
+  s->first = ranges;
+  s->n_first = n;
+  s->no_sweep = alone;
+  for (size_t i = 0; i < n; ++i) {
+    uint64_t offset, end;
+
+    blocks_of (s, &ranges[i], &offset, &end);
+    s->first_size += end - offset;
+  }
+}
+
+bool
+nc_stream_is_at_first (const struct nc_stream *s)
+{
+  return !s->is_sweeping;
+}
+
+void
+nc_stream_set_limit (struct nc_stream *s, unsigned limit)
+{
+  const unsigned most = nc_min64 (NC_RING_THREADS, NC_RING_MEMORY / s->piece);
+
+  nc_ring_set_limit (s->ring, limit ? nc_min64 (limit, most) : most);
 }
 
 int

@@ -19,12 +19,14 @@
 #define NC_STREAM_H
 
 #include <stdbool.h>
+#include <stddef.h>
 #include <stdint.h>
 
 #include "job/job.h"
 #include "job/ring.h"
 
 struct nc_chain;
+struct nc_profile_range;
 struct nc_stream;
 
 /* What became of the bytes so far. */
@@ -40,6 +42,15 @@ struct nc_stream_hooks {
   int (*throttle) (void *opaque, uint64_t count);
   int (*failed) (void *opaque, enum nc_ring_step step, int err);
 
+  /* How many bytes to read at a time; asked before each piece, and when the
+   * stream is made: more than that, or NC_RING_PIECE, it will not be. */
+  uint32_t (*unit) (void *opaque);
+
+  /* A read or store begins; it has ended, with COUNT bytes, 0 if it failed.
+   * From any thread. */
+  void (*began) (void *opaque, enum nc_ring_step step);
+  void (*ended) (void *opaque, enum nc_ring_step step, uint64_t count);
+
   /* DONE bytes of TOTAL are dealt with.  Called with a lock held: it must not
    * wait, and must not call anything here. */
   void (*progress) (void *opaque, uint64_t done, uint64_t total,
@@ -54,6 +65,24 @@ extern struct nc_stream *nc_stream_new (struct nc_chain *chain,
                                         const struct nc_stream_hooks *hooks,
                                         void *opaque)
   __attribute__ ((__nonnull__ (1, 3)));
+
+/* Before it first runs: copy what is missing of these ranges, in this order,
+ * before the rest, or, with ALONE, and nothing else.  They are cut to the
+ * disk, and may overlap; RANGES must stay.  They count once more in the
+ * progress. */
+extern void nc_stream_first (struct nc_stream *stream,
+                             const struct nc_profile_range *ranges, size_t n,
+                             bool alone)
+  __attribute__ ((__nonnull__ (1)));
+
+/* In throttle: whether what is about to be read is one of those. */
+extern bool nc_stream_is_at_first (const struct nc_stream *stream)
+  __attribute__ ((__nonnull__ (1)));
+
+/* Never more than so many reads in flight; at any time.  0: as many as help.
+ */
+extern void nc_stream_set_limit (struct nc_stream *stream, unsigned limit)
+  __attribute__ ((__nonnull__ (1)));
 
 /* Copy.  Returns as nc_ring_run. */
 extern int nc_stream_run (struct nc_stream *stream)
