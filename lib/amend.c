@@ -6,14 +6,16 @@
 
 #include <config.h>
 
-#include "image.h"
+#include "chain-internal.h"
 
 #include <errno.h>
 #include <inttypes.h>
 #include <stdlib.h>
 
 #include "dev/dev.h"
+#include "format/format.h"
 #include "format/fvd.h"
+#include "image.h"
 #include "report.h"
 #include "scope.h"
 
@@ -164,5 +166,61 @@ nc_image_profile_write (const char *path,
   if (r == 0)
     r = fvd_profile_write (dev, h, ranges, n);
   nc_dev_close (dev);
+  return r;
+}
+
+/* That of a chain that is open. */
+
+int
+nc_chain_profile_read (struct nc_chain *chain,
+                       struct nc_profile_range **ranges, size_t *n)
+{
+  struct nc_view *view = nc_view_pin (&chain->views);
+  int r = 0;
+
+  *ranges = NULL;
+  *n = 0;
+  {
+    NC_LOCKED (&chain->pivot_lock);
+    for (size_t i = 0; r == 0 && *n == 0 && i < view->n; ++i) {
+      struct nc_layer *layer = view->layers[i];
+
+      free (*ranges);
+      *ranges = NULL;
+      if (layer->format->read_profile)
+        r = layer->format->read_profile (layer, ranges, n);
+    }
+  }
+  nc_view_unpin (&chain->views, view);
+  return r;
+}
+
+int
+nc_chain_profile_write (struct nc_chain *chain,
+                        const struct nc_profile_range *ranges, size_t n)
+{
+  struct nc_view *view;
+  struct nc_layer *active;
+  int r = -1;
+
+  if (!chain->writable) {
+    nc_error ("%s: is open for reading only; no profile can be stored in it",
+              nc_chain_layer_name (chain, 0));
+    errno = EROFS;
+    return -1;
+  }
+  NC_LOCKED (&chain->pivot_lock);
+  view = nc_view_enter (&chain->views, NC_VIEW_WRITE);
+  if (view == NULL)
+    return -1;
+  active = view->layers[0];
+  if (active->format->write_profile)
+    r = active->format->write_profile (active, ranges, n);
+  else {
+    nc_error ("%s: an image of the format %s holds no profile", active->path,
+              active->format->name);
+    errno = ENOTSUP;
+  }
+  nc_view_leave (&chain->views, view, NC_VIEW_WRITE);
   return r;
 }

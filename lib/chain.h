@@ -154,6 +154,19 @@ extern int nc_chain_layer_walk (struct nc_chain *chain, size_t i,
                                 nc_holding_fn fn, void *opaque)
   __attribute__ ((__nonnull__ (1, 3)));
 
+/* The prefetch profile of the highest layer that has one: see
+ * nc_image_profile_read.  Write: into the active image, at any time; see
+ * nc_image_profile_write (errno ENOTSUP: it has no room for one, EROFS). */
+struct nc_profile_range;
+extern int nc_chain_profile_read (struct nc_chain *chain,
+                                  struct nc_profile_range **ranges,
+                                  size_t *n)
+  __attribute__ ((__nonnull__ (1, 2, 3)));
+extern int nc_chain_profile_write (struct nc_chain *chain,
+                                   const struct nc_profile_range *ranges,
+                                   size_t n)
+  __attribute__ ((__nonnull__ (1)));
+
 /* Whether layer I of A and layer K of B have the same bytes because they are
  * one thing: the same file in the same format, or the same NBD URI. */
 extern bool nc_chain_is_same_layer (struct nc_chain *a, size_t i,

@@ -36,6 +36,7 @@ extern int snapshot_main (int argc, char *argv[]);
 extern int resize_main (int argc, char *argv[]);
 extern int rebase_main (int argc, char *argv[]);
 extern int amend_main (int argc, char *argv[]);
+extern int profile_main (int argc, char *argv[]);
 extern int stream_main (int argc, char *argv[]);
 extern int serve_main (int argc, char *argv[]);
 extern int compare_main (int argc, char *argv[]);

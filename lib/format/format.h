@@ -25,6 +25,7 @@ struct nc_backing;
 struct nc_image_info;
 struct nc_layer;
 struct nc_layer_options;
+struct nc_profile_range;
 
 typedef int (*nc_walk_fn) (void *opaque, uint64_t offset, uint64_t count);
 
@@ -91,6 +92,13 @@ struct nc_format {
    * nobody looks at layer->backing meanwhile.  If it fails the old one is
    * still recorded, or both would be right.  NULL: it has no record. */
   int (*set_backing) (struct nc_layer *layer, const struct nc_backing *b);
+
+  /* The prefetch profile, as nc_image_profile_read and _write; one call at a
+   * time, other requests go on.  NULL: it has none. */
+  int (*read_profile) (struct nc_layer *layer,
+                       struct nc_profile_range **ranges, size_t *n);
+  int (*write_profile) (struct nc_layer *layer,
+                        const struct nc_profile_range *ranges, size_t n);
 
   /* For people: fill in what is the format's in INFO.  Not while others
    * write the layer. */

@@ -551,6 +551,8 @@ const struct nc_format nc_format_fvd = {
   .finish = fvd_finish,
   .allocated = fvd_allocated,
   .set_backing = fvd_set_backing,
+  .read_profile = nc_fvd_profile_read,
+  .write_profile = nc_fvd_profile_write,
   .info = fvd_info,
 };
 

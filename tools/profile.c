@@ -1,0 +1,255 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* Copyright (C) 2026 The nbdchain authors */
+
+/* "nbdchain profile": which parts of a disk were read first, recorded by a
+ * server, shown, and carried from image to image. */
+
+#include <config.h>
+
+#include "tools.h"
+
+#include <errno.h>
+#include <getopt.h>
+#include <inttypes.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "image.h"
+#include "profile-text.h"
+#include "report.h"
+#include "scope.h"
+#include "timeline.h"
+
+static const char help[] =
+  "nbdchain profile: what is read first of a disk, for prefetching\n"
+  "\n"
+  "Usage: nbdchain profile show [--json] IMAGE\n"
+  "       nbdchain profile export IMAGE [FILE]\n"
+  "       nbdchain profile import [--force] IMAGE FILE\n"
+  "\n"
+  "show    draws what was first read when: the disk from top to bottom, the\n"
+  "        time from left to right, darker where more was read\n"
+  "export  writes the profile of the fvd image IMAGE as text, to FILE or\n"
+  "        standard output; docs/formats/profile.md says how\n"
+  "import  puts the profile in FILE ('-': standard input) into IMAGE, which\n"
+  "        must not be in use\n"
+  "\n"
+  "      --json             show: print the ranges as JSON\n"
+  "      --force            import: also one of another base\n"
+  "  -h, --help             show this\n"
+  "\n"
+  "Example:\n"
+  "  nbdchain profile export golden.fvd boot.profile\n";
+
+enum { OPT_JSON = 256, OPT_FORCE };
+
+static const struct option options[] = {
+  { "json", no_argument, NULL, OPT_JSON },
+  { "force", no_argument, NULL, OPT_FORCE },
+  { "help", no_argument, NULL, 'h' },
+  { NULL, 0, NULL, 0 }
+};
+
+/* The profile of the image PATH, and whose it is. */
+static int
+read_image (const char *path, struct nc_profile_text *text)
+{
+  struct nc_image_info info = { 0 };
+  int r = nc_image_inspect (path, NULL, &info);
+
+  *text = (struct nc_profile_text) { .size = info.size };
+  if (r == 0) {
+    memcpy (text->base, info.backing_uuid, sizeof text->base);
+    r = nc_image_profile_read (path, &text->ranges, &text->n);
+  }
+  nc_image_info_free (&info);
+  return r;
+}
+
+static int
+need_profile (const char *path, const struct nc_profile_text *text)
+{
+  if (text->n > 0)
+    return 0;
+  nc_error ("%s: has no profile: record one with \"nbdchain profile record\","
+            " or import one", path);
+  return -1;
+}
+
+/* Show. */
+
+static json_t *
+ranges_json (const struct nc_profile_text *text)
+{
+  json_t *list = json_array ();
+
+  for (size_t i = 0; i < text->n; ++i)
+    json_array_append_new (
+      list, json_pack ("{s:I, s:I, s:I}", "time",
+                       (json_int_t) text->ranges[i].time, "offset",
+                       (json_int_t) text->ranges[i].offset, "length",
+                       (json_int_t) text->ranges[i].count));
+  return list;
+}
+
+static uint64_t
+bytes_of (const struct nc_profile_text *text)
+{
+  uint64_t bytes = 0;
+
+  for (size_t i = 0; i < text->n; ++i)
+    bytes += text->ranges[i].count;
+  return bytes;
+}
+
+static int
+show (const char *path, bool json)
+{
+  __attribute__ ((__cleanup__ (nc_profile_text_free)))
+    struct nc_profile_text text;
+  char bytes[SIZE_TEXT], size[SIZE_TEXT], time[TIME_TEXT];
+
+  if (read_image (path, &text) == -1)
+    return EXIT_FAILED;
+  if (json)
+    return print_json (json_pack ("{s:o, s:I, s:I, s:o}", "path",
+                                  json_text (path), "size",
+                                  (json_int_t) text.size, "bytes",
+                                  (json_int_t) bytes_of (&text), "ranges",
+                                  ranges_json (&text)));
+  if (need_profile (path, &text) == -1)
+    return EXIT_FAILED;
+  print_text (stdout, path);
+  printf (": %zu range%s, %s of %s, in %s\n", text.n, text.n == 1 ? "" : "s",
+          size_text (bytes_of (&text), bytes), size_text (text.size, size),
+          time_text (text.ranges[text.n - 1].time, time));
+  timeline_print (text.ranges, text.n, text.size,
+                  terminal_width (STDOUT_FILENO));
+  return EXIT_DONE;
+}
+
+/* Export and import. */
+
+static int
+close_file (FILE *fp, const char *name)
+{
+  const bool failed = ferror (fp);
+
+  if (fclose (fp) == 0 && !failed)
+    return EXIT_DONE;
+  nc_error ("%s: %m", name);
+  return EXIT_FAILED;
+}
+
+static int
+export (const char *path, const char *file)
+{
+  __attribute__ ((__cleanup__ (nc_profile_text_free)))
+    struct nc_profile_text text;
+  FILE *fp;
+
+  if (read_image (path, &text) == -1 || need_profile (path, &text) == -1)
+    return EXIT_FAILED;
+  if (file == NULL) {
+    nc_profile_text_write (stdout, &text);
+    return EXIT_DONE;           /* main looks for errors of stdout */
+  }
+  fp = fopen (file, "w");
+  if (fp == NULL) {
+    nc_error ("%s: %m", file);
+    return EXIT_FAILED;
+  }
+  nc_profile_text_write (fp, &text);
+  return close_file (fp, file);
+}
+
+static int
+read_text (const char *file, struct nc_profile_text *text)
+{
+  FILE *fp = strcmp (file, "-") == 0 ? stdin : fopen (file, "r");
+  int r;
+
+  *text = (struct nc_profile_text) { 0 };
+  if (fp == NULL) {
+    nc_error ("%s: %m", file);
+    return -1;
+  }
+  r = nc_profile_text_read (fp, file, text);
+  if (fp != stdin)
+    fclose (fp);
+  return r;
+}
+
+/* Whether the profile is for an image such as INFO. */
+static int
+check_base (const struct nc_profile_text *text, const char *file,
+            const struct nc_image_info *info, const char *path)
+{
+  if (!*text->base || strcmp (text->base, info->backing_uuid) == 0)
+    return 0;
+  nc_error ("%s: was recorded over the base %s, and %s is over %s: it would "
+            "hardly help (--force takes it all the same)", file, text->base,
+            path, *info->backing_uuid ? info->backing_uuid
+            : "one without a UUID");
+  return -1;
+}
+
+static int
+import (const char *path, const char *file, bool force)
+{
+  __attribute__ ((__cleanup__ (nc_profile_text_free)))
+    struct nc_profile_text text;
+  __attribute__ ((__cleanup__ (nc_image_info_free)))
+    struct nc_image_info info = { 0 };
+  char bytes[SIZE_TEXT];
+
+  if (read_text (file, &text) == -1 ||
+      nc_image_inspect (path, NULL, &info) == -1 ||
+      (!force && check_base (&text, file, &info, path) == -1) ||
+      nc_image_profile_write (path, text.ranges, text.n) == -1)
+    return EXIT_FAILED;
+  nc_image_info_free (&info);
+  info = (struct nc_image_info) { 0 };
+  if (nc_image_inspect (path, NULL, &info) == -1)
+    return EXIT_FAILED;
+  print_text (stdout, path);
+  printf (" has a profile of %" PRIu64 " range%s, %s\n", info.profile_ranges,
+          info.profile_ranges == 1 ? "" : "s",
+          size_text (info.profile_bytes, bytes));
+  return EXIT_DONE;
+}
+
+int
+profile_main (int argc, char *argv[])
+{
+  bool json = false, force = false;
+  const char *what;
+  int c, n;
+
+  while ((c = getopt_long (argc, argv, "h", options, NULL)) != -1)
+    switch (c) {
+    case OPT_JSON:
+      json = true;
+      break;
+    case OPT_FORCE:
+      force = true;
+      break;
+    case 'h':
+      fputs (help, stdout);
+      return EXIT_DONE;
+    default:
+      return usage_error (argv[0]);
+    }
+
+  n = argc - optind - 1;
+  what = n >= 0 ? argv[optind] : "";
+  argv += optind;
+  if (strcmp (what, "show") == 0 && n == 1)
+    return show (argv[1], json);
+  if (strcmp (what, "export") == 0 && (n == 1 || n == 2))
+    return export (argv[1], argv[2]);
+  if (strcmp (what, "import") == 0 && n == 2)
+    return import (argv[1], argv[2], force);
+  nc_error ("needed: show IMAGE, export IMAGE [FILE], or import IMAGE FILE");
+  return usage_error ("nbdchain profile");
+}
