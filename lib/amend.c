@@ -19,39 +19,103 @@
 #include "report.h"
 #include "scope.h"
 
+const struct nc_prefetch_field nc_prefetch_fields[NC_PREFETCH_FIELDS] = {
+  { "prefetch-start-delay", NC_AMEND_START_DELAY, NC_SECONDS,
+    NC_START_DELAY_MAX },
+  { "num-prefetch-slots", NC_AMEND_SLOTS, NC_NUMBER, NC_PREFETCH_SLOTS_MAX },
+  { "bytes-per-prefetch", NC_AMEND_UNIT, NC_BYTES, NC_PREFETCH_UNIT_MAX },
+  { "prefetch-read-throughput-measure-time", NC_AMEND_READ_TIME,
+    NC_MILLISECONDS, NC_MEASURE_TIME_MAX },
+  { "prefetch-write-throughput-measure-time", NC_AMEND_WRITE_TIME,
+    NC_MILLISECONDS, NC_MEASURE_TIME_MAX },
+  { "prefetch-perf-calc-alpha", NC_AMEND_ALPHA, NC_NUMBER, NC_ALPHA_MAX },
+  { "prefetch-min-read-throughput", NC_AMEND_MIN_READ, NC_RATE, INT64_MAX },
+  { "prefetch-min-write-throughput", NC_AMEND_MIN_WRITE, NC_RATE, INT64_MAX },
+  { "prefetch-max-read-throughput", NC_AMEND_MAX_READ, NC_RATE, INT64_MAX },
+  { "prefetch-max-write-throughput", NC_AMEND_MAX_WRITE, NC_RATE, INT64_MAX },
+  { "prefetch-throttle-time", NC_AMEND_MAX_PAUSE, NC_MILLISECONDS,
+    NC_MAX_PAUSE_MAX },
+};
+
+/* The field FLAG: one of the two is not NULL. */
+struct field {
+  uint32_t *number;
+  uint64_t *rate;
+};
+
+static struct field
+field_of (struct nc_prefetch_policy *p, unsigned flag)
+{
+  switch (flag) {
+  case NC_AMEND_START_DELAY:
+    return (struct field) { .number = &p->start_delay };
+  case NC_AMEND_SLOTS:
+    return (struct field) { .number = &p->slots };
+  case NC_AMEND_UNIT:
+    return (struct field) { .number = &p->unit };
+  case NC_AMEND_READ_TIME:
+    return (struct field) { .number = &p->read_time };
+  case NC_AMEND_WRITE_TIME:
+    return (struct field) { .number = &p->write_time };
+  case NC_AMEND_ALPHA:
+    return (struct field) { .number = &p->alpha };
+  case NC_AMEND_MIN_READ:
+    return (struct field) { .rate = &p->min_read };
+  case NC_AMEND_MIN_WRITE:
+    return (struct field) { .rate = &p->min_write };
+  case NC_AMEND_MAX_READ:
+    return (struct field) { .rate = &p->max_read };
+  case NC_AMEND_MAX_WRITE:
+    return (struct field) { .rate = &p->max_write };
+  default:
+    return (struct field) { .number = &p->max_pause };
+  }
+}
+
+uint64_t
+nc_prefetch_policy_get (const struct nc_prefetch_policy *policy,
+                        unsigned flag)
+{
+  const struct field f = field_of ((struct nc_prefetch_policy *) policy,
+                                   flag);
+
+  return f.number ? *f.number : *f.rate;
+}
+
+void
+nc_image_amendment_set (struct nc_image_amendment *amendment, unsigned flag,
+                        uint64_t value)
+{
+  const struct field f = field_of (&amendment->prefetch, flag);
+
+  if (f.number)
+    *f.number = (uint32_t) value;
+  else
+    *f.rate = value;
+  amendment->fields |= flag;
+}
+
 void
 nc_prefetch_policy_amend (struct nc_prefetch_policy *policy,
                           const struct nc_image_amendment *amendment)
 {
   const struct nc_prefetch_policy *from = &amendment->prefetch;
-  const unsigned fields = amendment->fields;
 
-  if (fields & NC_AMEND_WHOLE)
+  if (amendment->fields & NC_AMEND_WHOLE)
     policy->whole = from->whole;
-  if (fields & NC_AMEND_PROFILE)
+  if (amendment->fields & NC_AMEND_PROFILE)
     policy->profile = from->profile;
-  if (fields & NC_AMEND_START_DELAY)
-    policy->start_delay = from->start_delay;
-  if (fields & NC_AMEND_MAX_READ)
-    policy->max_read = from->max_read;
-  if (fields & NC_AMEND_MAX_WRITE)
-    policy->max_write = from->max_write;
-  if (fields & NC_AMEND_MIN_READ)
-    policy->min_read = from->min_read;
-  if (fields & NC_AMEND_MIN_WRITE)
-    policy->min_write = from->min_write;
-  if (fields & NC_AMEND_MAX_PAUSE)
-    policy->max_pause = from->max_pause;
-  if (fields & NC_AMEND_UNIT)
-    policy->unit = from->unit;
-  if (fields & NC_AMEND_SLOTS)
-    policy->slots = from->slots;
-  if (fields & NC_AMEND_READ_TIME)
-    policy->read_time = from->read_time;
-  if (fields & NC_AMEND_WRITE_TIME)
-    policy->write_time = from->write_time;
-  if (fields & NC_AMEND_ALPHA)
-    policy->alpha = from->alpha;
+  for (unsigned i = 0; i < NC_PREFETCH_FIELDS; ++i) {
+    const unsigned flag = nc_prefetch_fields[i].flag;
+    const struct field f = field_of (policy, flag);
+
+    if (!(amendment->fields & flag))
+      continue;
+    if (f.number)
+      *f.number = (uint32_t) nc_prefetch_policy_get (from, flag);
+    else
+      *f.rate = nc_prefetch_policy_get (from, flag);
+  }
 }
 
 static int

@@ -166,6 +166,28 @@ struct nc_image_amendment {
   struct nc_prefetch_policy prefetch;
 };
 
+/* The numbers of the policy, under the names that FVD has for them with
+ * dashes, as options and arguments have them. */
+enum nc_prefetch_unit { NC_SECONDS, NC_MILLISECONDS, NC_BYTES, NC_RATE,
+                        NC_NUMBER };
+struct nc_prefetch_field {
+  const char *name;
+  unsigned flag;                /* NC_AMEND_* */
+  enum nc_prefetch_unit unit;
+  uint64_t max;
+};
+#define NC_PREFETCH_FIELDS 11
+extern const struct nc_prefetch_field nc_prefetch_fields[NC_PREFETCH_FIELDS];
+
+/* The field FLAG of POLICY; and set it, in AMENDMENT, to VALUE, at most its
+ * max. */
+extern uint64_t nc_prefetch_policy_get (
+  const struct nc_prefetch_policy *policy, unsigned flag)
+  __attribute__ ((__nonnull__ (1)));
+extern void nc_image_amendment_set (struct nc_image_amendment *amendment,
+                                    unsigned flag, uint64_t value)
+  __attribute__ ((__nonnull__ (1)));
+
 /* Copy the fields of AMENDMENT to POLICY. */
 extern void nc_prefetch_policy_amend (
   struct nc_prefetch_policy *policy,

@@ -18,8 +18,9 @@
 #include "scope.h"
 
 static struct {
-  struct nc_chain *chain;       /* these two: set before there are threads */
+  struct nc_chain *chain;       /* these three: set before there are threads */
   struct nc_jobs *jobs;
+  struct nc_control *control;
   pthread_mutex_t lock;         /* guards the rest; held while parts are
                                    started and stopped */
   struct nc_part part[NC_PARTS_MAX];
@@ -43,6 +44,18 @@ struct nc_jobs *
 nc_server_jobs (void)
 {
   return server.jobs;
+}
+
+void
+nc_server_set_control (struct nc_control *control)
+{
+  server.control = control;
+}
+
+struct nc_control *
+nc_server_control (void)
+{
+  return server.control;
 }
 
 int
@@ -106,5 +119,6 @@ nc_server_end (void)
   }
   server.chain = NULL;
   server.jobs = NULL;
+  server.control = NULL;
   server.n = 0;
 }

@@ -20,6 +20,7 @@
 #define NC_SERVER_H
 
 struct nc_chain;
+struct nc_control;
 struct nc_jobs;
 
 /* What a filter adds. */
@@ -49,6 +50,11 @@ extern void nc_server_begin (struct nc_chain *chain, struct nc_jobs *jobs)
 /* These; NULL before nc_server_begin, and if the plugin is another one. */
 extern struct nc_chain *nc_server_chain (void);
 extern struct nc_jobs *nc_server_jobs (void);
+
+/* The control socket, NULL if there is none, for parts to offer commands on:
+ * set before nc_server_start, which it does not serve before. */
+extern void nc_server_set_control (struct nc_control *control);
+extern struct nc_control *nc_server_control (void);
 
 /* Add PART (copied; its name must stay).  Returns -1 if the plugin is not
  * ours, or there is one of this name already; reported. */

@@ -414,7 +414,7 @@ start_control (void)
 static int
 chain_after_fork (void)
 {
-  if (nc_chain_start (chain) == -1 || nc_server_start () == -1)
+  if (nc_chain_start (chain) == -1)
     return -1;
   /* There before serve says that it is ready, and answered once there is
    * whom to ask for the end. */
@@ -422,7 +422,10 @@ chain_after_fork (void)
     control = nc_control_open (config.control);
     if (control == NULL)
       return -1;
+    nc_server_set_control (control);
   }
+  if (nc_server_start () == -1)
+    return -1;
   if (config.keeper_fd >= 0) {
     supervise = nc_supervise_start (config.keeper_fd, stop, NULL);
     if (supervise == NULL)
