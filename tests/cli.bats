@@ -66,7 +66,7 @@ print(eval(sys.argv[2]))' "$output" "$1"
 @test "help is on stdout, and names every command" {
   run -0 --separate-stderr "$NBDCHAIN" --help
   for command in create info map check compare snapshot resize rebase amend \
-                 stream serve jobs pause resume cancel complete set-speed; do
+                 profile stream serve jobs pause resume cancel complete set-speed; do
     [[ $output == *"  $command "* ]]
   done
   [ -z "$stderr" ]
@@ -74,7 +74,7 @@ print(eval(sys.argv[2]))' "$output" "$1"
 
 @test "every command has its own help" {
   for command in create info map check compare snapshot resize rebase amend \
-                 stream serve jobs pause resume cancel complete set-speed; do
+                 profile stream serve jobs pause resume cancel complete set-speed; do
     run -0 --separate-stderr "$NBDCHAIN" "$command" --help
     [[ $output == "nbdchain $command: "* ]]
     [ -z "$stderr" ]
@@ -95,7 +95,7 @@ print(eval(sys.argv[2]))' "$output" "$1"
 @test "an unknown command is answered with the nearest one and with all" {
   run -2 "$NBDCHAIN" snapshto
   [[ $output == *"no command 'snapshto'; did you mean 'snapshot'?"* ]]
-  [[ $output == *"create, info, map, check, compare, snapshot, resize, rebase, amend, stream, serve"* ]]
+  [[ $output == *"create, info, map, check, compare, snapshot, resize, rebase, amend, profile, stream, serve"* ]]
   run -2 "$NBDCHAIN" snap
   [[ $output == *"did you mean 'snapshot'?"* ]]
   run -2 "$NBDCHAIN" frobnicate
@@ -106,7 +106,7 @@ print(eval(sys.argv[2]))' "$output" "$1"
 
 @test "an unknown option and missing or superfluous arguments are wrong usage" {
   for command in create info map check compare snapshot resize rebase amend \
-                 stream serve jobs pause resume cancel complete set-speed; do
+                 profile stream serve jobs pause resume cancel complete set-speed; do
     run -2 "$NBDCHAIN" "$command" --frobnicate
     [[ $output == *"--frobnicate"*"Try 'nbdchain $command --help'."* ]]
     run -2 "$NBDCHAIN" "$command"

@@ -131,7 +131,7 @@ run_examples ()
 
 @test "help and man page of nbdchain name the same options" {
   for command in create info map check compare snapshot resize rebase amend \
-                 stream serve jobs pause resume cancel complete set-speed; do
+                 profile stream serve jobs pause resume cancel complete set-speed; do
     "$NBDCHAIN" "$command" --help | help_options >help
     section "$cli_pod" "nbdchain $command" | pod_options >pod
     [ -s help ]

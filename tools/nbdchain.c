@@ -36,7 +36,7 @@ static const struct command commands[] = {
   { "resize", resize_main, "make a disk larger or smaller" },
   { "rebase", rebase_main, "give an image another backing, or none" },
   { "amend", amend_main, "change what an image says of prefetching" },
-  { "profile", profile_main, "what is read first of a disk: show, carry" },
+  { "profile", profile_main, "record, show and carry what is read first of a disk" },
   { "stream", stream_main, "copy the data of the backing into an image" },
   { "serve", serve_main, "serve the disk to NBD clients" },
   { "jobs", jobs_main, "list what a server moves in the background" },

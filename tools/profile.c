@@ -16,6 +16,7 @@
 
 #include "image.h"
 #include "profile-text.h"
+#include "qmp.h"
 #include "report.h"
 #include "scope.h"
 #include "timeline.h"
@@ -23,10 +24,14 @@
 static const char help[] =
   "nbdchain profile: what is read first of a disk, for prefetching\n"
   "\n"
-  "Usage: nbdchain profile show [--json] IMAGE\n"
+  "Usage: nbdchain profile record SOCKET start|stop\n"
+  "       nbdchain profile show [--json] IMAGE\n"
   "       nbdchain profile export IMAGE [FILE]\n"
   "       nbdchain profile import [--force] IMAGE FILE\n"
   "\n"
+  "record  lets the server of \"nbdchain serve --prefetch --control SOCKET\"\n"
+  "        record what is read first from now on, or stop that and store it\n"
+  "        in its active image\n"
   "show    draws what was first read when: the disk from top to bottom, the\n"
   "        time from left to right, darker where more was read\n"
   "export  writes the profile of the fvd image IMAGE as text, to FILE or\n"
@@ -34,7 +39,8 @@ static const char help[] =
   "import  puts the profile in FILE ('-': standard input) into IMAGE, which\n"
   "        must not be in use\n"
   "\n"
-  "      --json             show: print the ranges as JSON\n"
+  "      --json             show: print the ranges as JSON; record: print what\n"
+  "                         the server says\n"
   "      --force            import: also one of another base\n"
   "  -h, --help             show this\n"
   "\n"
@@ -74,6 +80,46 @@ need_profile (const char *path, const struct nc_profile_text *text)
   nc_error ("%s: has no profile: record one with \"nbdchain profile record\","
             " or import one", path);
   return -1;
+}
+
+/* Record. */
+
+static int
+print_recorded (json_t *result)
+{
+  const uint64_t ranges =
+    json_integer_value (json_object_get (result, "ranges"));
+  const uint64_t lost =
+    json_integer_value (json_object_get (result, "lost-ranges"));
+  char bytes[SIZE_TEXT];
+
+  printf ("stored a profile of %" PRIu64 " range%s, %s\n", ranges,
+          ranges == 1 ? "" : "s",
+          size_text (json_integer_value (json_object_get (result, "bytes")),
+                     bytes));
+  if (lost)
+    printf ("there was no room for %" PRIu64 " more\n", lost);
+  json_decref (result);
+  return EXIT_DONE;
+}
+
+static int
+record (const char *socket, bool start, bool json)
+{
+  struct qmp *qmp = qmp_open (socket);
+  json_t *result = qmp == NULL ? NULL
+    : qmp_execute (qmp, start ? "x-profile-start" : "x-profile-stop", NULL);
+
+  qmp_close (qmp);
+  if (result == NULL)
+    return EXIT_FAILED;
+  if (json)
+    return print_json (result);
+  if (!start)
+    return print_recorded (result);
+  json_decref (result);
+  puts ("recording");
+  return EXIT_DONE;
 }
 
 /* Show. */
@@ -244,12 +290,16 @@ profile_main (int argc, char *argv[])
   n = argc - optind - 1;
   what = n >= 0 ? argv[optind] : "";
   argv += optind;
+  if (strcmp (what, "record") == 0 && n == 2 &&
+      (strcmp (argv[2], "start") == 0 || strcmp (argv[2], "stop") == 0))
+    return record (argv[1], strcmp (argv[2], "start") == 0, json);
   if (strcmp (what, "show") == 0 && n == 1)
     return show (argv[1], json);
   if (strcmp (what, "export") == 0 && (n == 1 || n == 2))
     return export (argv[1], argv[2]);
   if (strcmp (what, "import") == 0 && n == 2)
     return import (argv[1], argv[2], force);
-  nc_error ("needed: show IMAGE, export IMAGE [FILE], or import IMAGE FILE");
+  nc_error ("needed: record SOCKET start|stop, show IMAGE, export IMAGE "
+            "[FILE], or import IMAGE FILE");
   return usage_error ("nbdchain profile");
 }

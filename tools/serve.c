@@ -96,6 +96,7 @@ static const char help[] =
   "                           server ended (default on)\n"
   "      --jobs FILE          where it is recorded which these are (default\n"
   "                           IMAGE.jobs; none for an image on a device)\n"
+  "      --prefetch           make the disk local while nobody needs the source\n"
   "      --threads N          requests of a connection that are served at a\n"
   "                           time, from 2 to 4096 (default 160)\n"
   "      --max-connections N  connections at a time, up to 65536 (default 128;\n"
@@ -112,7 +113,7 @@ static const char help[] =
 enum {
   OPT_ALLOW = 256, OPT_BASE, OPT_RETRY, OPT_THREADS, OPT_DETECT_ZEROES,
   OPT_ENLARGE, OPT_MAX_CONNECTIONS, OPT_CONTROL, OPT_RESUME, OPT_JOBS,
-  OPT_COPY_ON_READ, OPT_JSON, OPT_SOCKET_MODE,
+  OPT_COPY_ON_READ, OPT_PREFETCH_ALL, OPT_JSON, OPT_SOCKET_MODE,
   OPT_TLS, OPT_TLS_CERTIFICATES, OPT_TLS_PSK, OPT_TLS_VERIFY_PEER,
 };
 
@@ -122,6 +123,7 @@ static const struct option options[] = {
   { "base", required_argument, NULL, OPT_BASE },
   { "control", required_argument, NULL, OPT_CONTROL },
   { "copy-on-read", no_argument, NULL, OPT_COPY_ON_READ },
+  { "prefetch", no_argument, NULL, OPT_PREFETCH_ALL },
   { "detect-zeroes", required_argument, NULL, OPT_DETECT_ZEROES },
   { "enlarge", required_argument, NULL, OPT_ENLARGE },
   { "help", no_argument, NULL, 'h' },
@@ -166,7 +168,7 @@ struct serve {
   mode_t socket_mode;
   bool has_socket_mode;
   bool inherited;               /* there is a socket already */
-  bool read_only, json, no_resume, copy_on_read;
+  bool read_only, json, no_resume, copy_on_read, prefetch;
   struct tls tls;
   struct nc_tls remote_tls;
   uint64_t threads, max_connections;
@@ -306,6 +308,9 @@ parse_option (struct serve *serve, int c, const char *value)
   case OPT_COPY_ON_READ:
     serve->copy_on_read = true;
     return 0;
+  case OPT_PREFETCH_ALL:
+    serve->prefetch = true;
+    return 0;
   case OPT_THREADS:
     return parse_number ("--threads", value, 2, THREADS_MAX,
                          &serve->threads);
@@ -415,6 +420,11 @@ check_options (const struct serve *serve)
               "--read-only forbids that: leave one out");
     return -1;
   }
+  if (serve->prefetch && serve->read_only) {
+    nc_error ("--prefetch stores the disk in the image, and --read-only "
+              "forbids that: leave one out");
+    return -1;
+  }
   if (serve->has_socket_mode && serve->port) {
     nc_error ("--socket-mode is for a Unix socket, and --port makes none");
     return -1;
@@ -455,8 +465,10 @@ make_command (const struct serve *serve, const char *image, char *extra[],
     add_arg (command, "--tls-psk=%s", serve->tls.path);
   if (serve->tls.verify_peer)
     add_arg (command, "--tls-verify-peer");
-  if (serve->copy_on_read)
+  if (serve->copy_on_read || serve->prefetch)
     add_filter (command, "stream");
+  if (serve->prefetch)
+    add_filter (command, "prefetch");
   add_arg (command, "%s", environment ("NBDCHAIN_PLUGIN", PLUGIN_PATH));
   /* Not to be read as an option or as KEY=VALUE. */
   add_arg (command, "%s%s", image[0] == '/' ? "" : "./", image);

@@ -1,0 +1,246 @@
+#!/usr/bin/env bats
+# SPDX-License-Identifier: BSD-3-Clause
+# Copyright (C) 2026 The nbdchain authors
+#
+# Prefetching: a disk becomes local while it is used, by a policy that comes
+# from the image and the command line and is changed at run time.
+# shellcheck disable=SC2034,SC2154      # common.bash sets and uses these
+
+load common
+
+size=8388613
+qmp=$top_srcdir/tests/peers/qmp.py
+
+# make_remote [ARGUMENT...]: base.raw behind base.sock, and top.fvd over it;
+# sets $base and $allow.
+make_remote ()
+{
+  make_base base.raw "$size"
+  serve_raw base base.raw "$@"
+  base=$pid
+  allow=nbd+unix:///?socket=$PWD/base.sock
+  rm -f top.fvd
+  "$NBDCHAIN" create -b "$allow" -F raw --journal-size 16K top.fvd >/dev/null
+}
+
+# prefetch [PARAMETER...]: serve top.fvd, and prefetch.
+prefetch ()
+{
+  serve top.fvd --allow "$allow" --prefetch --control qmp -- "$@"
+}
+
+# ask COMMAND [ARGUMENTS]: print what it returns, or the error.
+ask ()
+{
+  printf '{"execute": "%s", "arguments": %s}\n' "$1" "${2:-"{}"}" |
+    "$qmp" script qmp
+}
+
+# member EXPRESSION: of the JSON D on stdin.
+member ()
+{
+  /usr/bin/python3 -c 'import json, sys
+D = json.loads(sys.stdin.read())
+D = D.get("return", D)
+print(eval(sys.argv[1]))' "$1"
+}
+
+# job MEMBER: of the job, nothing if there is none.
+job ()
+{
+  ask query-jobs | member "D[0]['$1'] if D else ''"
+}
+
+job_is ()
+{
+  [ "$(job "$1")" = "$2" ]
+}
+
+# progressed BYTES: it has copied so much at least.
+progressed ()
+{
+  local n
+  n=$(job x-copied)
+  [ "${n:-0}" -ge "$1" ]
+}
+
+layers ()
+{
+  ask query-named-block-nodes | member 'len(D)'
+}
+
+is_local ()
+{
+  [ "$(layers)" = 1 ]
+}
+
+@test "the disk becomes local while it is used, and needs its base no more" {
+  make_remote
+  prefetch prefetch-max-read-throughput=4M
+  oracle "$seed" --ops 300 --base base.raw --max-size 65536 "$uri"
+  wait_for 30 is_local
+  stop "$base"
+  rm base.raw
+  nbdcopy "$uri" now.raw
+  stop "$pid"
+  [ "$("$NBDCHAIN" info --json top.fvd | member 'D["backing"]')" = None ]
+  "$NBDCHAIN" check top.fvd
+  serve top.fvd
+  assert_same_as now.raw "$uri"
+}
+
+@test "it goes on where it was when the server was killed" {
+  make_remote
+  prefetch prefetch-max-read-throughput=2M
+  wait_for 20 progressed 1000000
+  pkill -KILL -P "$pid"
+  running ()
+  {
+    job_is status running 2>/dev/null
+  }
+  wait_for 20 running
+  ask x-prefetch-set '{"prefetch-max-read-throughput": 0}' | member D
+  wait_for 20 is_local
+  assert_same_as base.raw "$uri"
+}
+
+@test "parameters come from the image, the command line and at run time" {
+  make_remote
+  "$NBDCHAIN" amend --prefetch-start-delay=600 --num-prefetch-slots=3 \
+    --prefetch-min-read-throughput=1K top.fvd
+  prefetch num-prefetch-slots=2 bytes-per-prefetch=64K
+  ask x-query-prefetch >info
+  [ "$(member 'D["policy"]["prefetch-start-delay"]' <info)" = 600 ]
+  [ "$(member 'D["policy"]["prefetch-min-read-throughput"]' <info)" = 1024 ]
+  [ "$(member 'D["policy"]["num-prefetch-slots"]' <info)" = 2 ]
+  [ "$(member 'D["policy"]["bytes-per-prefetch"]' <info)" = 65536 ]
+  [ "$(member 'D["policy"]["prefetch-throttle-time"]' <info)" = 30000 ]
+  wait_for 20 job_is x-limit delay
+  [ "$(job current-progress)" = 0 ]
+
+  run ask x-prefetch-set '{"prefetch-max-read-throughput": 100}'
+  [[ $output == *"would make no sense"* ]]
+  run ask x-prefetch-set '{"prefetch-perf-calc-alpha": 100}'
+  [[ $output == *GenericError* ]]
+  run ask x-prefetch-set '{"prefetch": true}'
+  [[ $output == *"no argument"* ]]
+  ask x-prefetch-set "$(echo '{"prefetch-max-read-throughput": 65536,' \
+    '"prefetch-start-delay": 0, "prefetch-min-read-throughput": 0}')" >done
+  [ "$(<done)" = '{"return": {}}' ]
+  wait_for 20 job_is x-limit rate
+  progressed "$((size / 2))" && return 1
+  ask x-prefetch-set '{"prefetch-max-read-throughput": 0}' >done
+  wait_for 20 is_local
+  # The image keeps its own.
+  stop "$pid"
+  [ "$("$NBDCHAIN" info --json top.fvd |
+    member 'D["fvd"]["prefetch"]["start_delay"]')" = 600 ]
+}
+
+@test "the operator pauses it, gives it a speed, and cancels it" {
+  make_remote
+  prefetch prefetch-max-write-throughput=1M
+  wait_for 20 progressed 1
+  "$NBDCHAIN" pause qmp prefetch
+  wait_for 20 job_is status paused
+  before=$(job x-copied)
+  "$NBDCHAIN" set-speed qmp prefetch 64K
+  ask x-prefetch-set '{"prefetch-max-write-throughput": 0}' >done
+  [ "$(job x-copied)" = "$before" ]
+  "$NBDCHAIN" resume qmp prefetch
+  wait_for 20 job_is x-limit rate
+  "$NBDCHAIN" cancel qmp prefetch
+  no_job ()
+  {
+    [ -z "$(job id)" ]
+  }
+  wait_for 20 no_job
+  [ "$(layers)" = 2 ]
+  assert_same_as base.raw "$uri"
+}
+
+@test "a source that fails for a while is no end" {
+  make_remote --filter=error error-pread=EIO error-pread-rate=100% \
+    error-pread-file="$PWD/fail"
+  touch fail
+  prefetch
+  wait_for 20 job_is x-limit error
+  [ "$(layers)" = 2 ]
+  rm fail
+  wait_for 60 is_local
+  assert_same_as base.raw "$uri"
+}
+
+@test "storage that is full is no end" {
+  make_remote
+  scratch_dir
+  [ "$(stat -f -c %T "$scratch")" = tmpfs ] || skip "no storage in memory"
+  mkdir full
+  mount -t tmpfs -o size=6M tmpfs full 2>/dev/null || skip "cannot mount"
+  mv top.fvd full/
+  serve full/top.fvd --allow "$allow" --prefetch --control qmp
+  wait_for 20 job_is x-limit error
+  nbdcopy "$uri" now.raw || true
+  mount -o remount,size=64M full
+  wait_for 60 is_local
+  assert_same_as base.raw "$uri"
+  stop "$pid"
+  umount -l full
+}
+
+@test "what the guest writes, zeroes and trims meanwhile wins" {
+  make_remote --filter=delay delay-read=20ms
+  prefetch bytes-per-prefetch=64K num-prefetch-slots=4
+  oracle "$seed" --ops 400 --base base.raw --max-size 65536 "$uri"
+  nbdcopy "$uri" before.raw
+  wait_for 60 is_local
+  assert_same_as before.raw "$uri"
+}
+
+@test "an image without a backing, and one that is read, need no job" {
+  "$NBDCHAIN" create top.fvd 1M >/dev/null
+  allow=$PWD
+  prefetch
+  [ "$(job id)" = "" ]
+  stop "$pid"
+  run -2 "$NBDCHAIN" serve top.fvd -U x.sock --prefetch --read-only
+  [[ $output == *"--read-only"*"forbids"* ]]
+}
+
+@test "with prefetch=image the image says whether" {
+  make_remote
+  prefetch prefetch=image
+  [ "$(job id)" = "" ]
+  stop "$pid"
+  "$NBDCHAIN" amend --prefetch=on top.fvd
+  prefetch prefetch=image
+  wait_for 20 is_local
+}
+
+@test "wrong parameters are refused, and what is allowed is said" {
+  make_remote
+  local parameter text
+  while read -r parameter text; do
+    run -1 "$NBDCHAIN" serve top.fvd --allow "$allow" -U x.sock --prefetch \
+      -- "$parameter"
+    [[ $output == *"$text"* ]]
+  done <<'END'
+num-prefetch-slots=65 must be at most 64
+prefetch-perf-calc-alpha=100 must be at most 99
+bytes-per-prefetch=5000 must be a multiple of 4096
+prefetch-throttle-time=fast prefetch-throttle-time
+prefetch-max-read-throughput=fast fast
+prefetch=maybe maybe
+prefetch-minimum=1 unknown parameter
+END
+  run -1 "$NBDCHAIN" serve top.fvd --allow "$allow" -U x.sock --prefetch -- \
+    prefetch-max-read-throughput=1M prefetch-min-read-throughput=2M
+  [[ $output == *"would never run"* ]]
+}
+
+@test "the filter over another plugin is an error" {
+  export LD_LIBRARY_PATH=$top_builddir/lib/.libs
+  run -1 env LD_PRELOAD="$NBDCHAIN_PRELOAD" "$NBDKIT" -f -U x.sock \
+    --filter="$NBDCHAIN_FILTERS/nbdkit-prefetch-filter.so" memory 1M
+  [[ $output == *"only over the plugin"* ]]
+}

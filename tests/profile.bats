@@ -1,0 +1,204 @@
+#!/usr/bin/env bats
+# SPDX-License-Identifier: BSD-3-Clause
+# Copyright (C) 2026 The nbdchain authors
+#
+# A profile: what is read first is recorded, shown, carried to another image,
+# and prefetched there before all else.
+# shellcheck disable=SC2034,SC2154      # common.bash sets and uses these
+
+load common
+
+qmp=$top_srcdir/tests/peers/qmp.py
+
+# serve_overlay IMAGE [PARAMETER...]: by "nbdchain serve", with the filter.
+serve_overlay ()
+{
+  local image=$1
+  shift
+  serve "$image" --prefetch --control qmp -- "$@"
+}
+
+# ask COMMAND [ARGUMENTS]: print what it returns, or the error.
+ask ()
+{
+  printf '{"execute": "%s", "arguments": %s}\n' "$1" "${2:-"{}"}" |
+    "$qmp" script qmp
+}
+
+# member EXPRESSION: of the JSON D on stdin.
+member ()
+{
+  /usr/bin/python3 -c 'import json, sys
+D = json.loads(sys.stdin.read())
+D = D.get("return", D)
+print(eval(sys.argv[1]))' "$1"
+}
+
+# reads OFFSET COUNT...: a guest.
+reads ()
+{
+  local commands=()
+  while [ $# -gt 0 ]; do
+    commands+=(-c "read $1 $2")
+    shift 2
+  done
+  qemu-io -r -f raw "${commands[@]}" "$uri" >/dev/null
+}
+
+# ranges IMAGE: its profile, without the times.
+ranges ()
+{
+  "$NBDCHAIN" profile show --json "$1" |
+    member '[(r["offset"], r["length"]) for r in D["ranges"]]'
+}
+
+no_job ()
+{
+  [ "$(ask query-jobs | member D)" = "[]" ]
+}
+
+# local_bytes: that top.fvd holds, while it is served.
+local_bytes ()
+{
+  ask query-named-block-nodes | member 'D[0]["x-allocated"]'
+}
+
+@test "what is read first is recorded, in order, and only once" {
+  truncate -s 64M base.raw
+  make_overlay top.fvd base.raw
+  serve_overlay top.fvd prefetch=off
+  reads 50M 4k
+  run -0 "$NBDCHAIN" profile record qmp start
+  [ "$output" = recording ]
+  reads 32M 64k 1M 4k 32M 128k 1M 512
+  qemu-io -f raw -c 'write 8M 64k' "$uri" >/dev/null
+  [ "$(ask x-query-prefetch | member 'D["profile"]["recorded-bytes"]')" = \
+    147456 ]
+  run -0 "$NBDCHAIN" profile record qmp stop
+  [[ $output == "stored a profile of 3 ranges, 144 KiB" ]]
+  # It can be looked at while the image is in use.
+  [ "$(ranges top.fvd)" = \
+    "[(33554432, 65536), (1048576, 16384), (33619968, 65536)]" ]
+  run -1 "$NBDCHAIN" profile record qmp stop
+  [[ $output == *"nothing is being recorded"* ]]
+  stop "$pid"
+  [ "$(ranges top.fvd)" = \
+    "[(33554432, 65536), (1048576, 16384), (33619968, 65536)]" ]
+  "$NBDCHAIN" check top.fvd
+}
+
+@test "the filter can record from the start to the end" {
+  truncate -s 64M base.raw
+  make_overlay top.fvd base.raw
+  serve_overlay top.fvd prefetch=off prefetch-record=true
+  reads 3M 16k
+  stop "$pid"
+  [ "$(ranges top.fvd)" = "[(3145728, 16384)]" ]
+}
+
+@test "it is drawn" {
+  truncate -s 64M base.raw
+  make_overlay top.fvd base.raw
+  printf '%s\n' 'nbdchain-profile 1' 'size 67108864' '0 0 65536' \
+    '500 33554432 1048576' '2000 67043328 65536' >boot
+  "$NBDCHAIN" profile import top.fvd boot
+  COLUMNS=56 run -0 "$NBDCHAIN" profile show top.fvd
+  [ "${lines[0]}" = "top.fvd: 3 ranges, 1.1 MiB of 64 MiB, in 2.0 s" ]
+  [ "${#lines[@]}" -eq 18 ]
+  [[ ${lines[1]} =~ ^\ +0\ \|[.:=+*%-]\ +\|$ ]]
+  [[ ${lines[9]} =~ ^\ +32\ MiB\ \|\ {9,10}#\ +\|$ ]]
+  [[ ${lines[16]} =~ ^\ +60\ MiB\ \|\ +[.:=+*%-]\|$ ]]
+  [[ ${lines[17]} =~ ^\ +0\ +2\.0\ s$ ]]
+}
+
+@test "it goes out and in as text, to an image over the same base" {
+  truncate -s 64M base.raw
+  "$NBDCHAIN" create -b base.raw -F raw golden.fvd >/dev/null
+  "$NBDCHAIN" create -b golden.fvd -F fvd one.fvd >/dev/null
+  "$NBDCHAIN" create -b golden.fvd -F fvd two.fvd >/dev/null
+  "$NBDCHAIN" create -b base.raw -F raw other.fvd >/dev/null
+  "$NBDCHAIN" create -b other.fvd -F fvd three.fvd >/dev/null
+  run -1 "$NBDCHAIN" profile export one.fvd
+  [[ $output == *"has no profile"* ]]
+  printf '%s\n' 'nbdchain-profile 1' 'size 67108864' '0 4096 8192' \
+    '7 1048576 65536' >boot
+  run -0 "$NBDCHAIN" profile import one.fvd boot
+  [[ $output == "one.fvd has a profile of 2 ranges, 72 KiB" ]]
+  "$NBDCHAIN" profile export one.fvd out
+  grep -qx "base $("$NBDCHAIN" info --json golden.fvd |
+    member 'D["fvd"]["uuid"]')" out
+  "$NBDCHAIN" profile export one.fvd | cmp - out
+  "$NBDCHAIN" profile import two.fvd - <out
+  "$NBDCHAIN" profile export two.fvd | cmp - out
+
+  run -1 "$NBDCHAIN" profile import three.fvd out
+  [[ $output == *"was recorded over the base"*"--force"* ]]
+  "$NBDCHAIN" profile import --force three.fvd out
+  [ "$(ranges three.fvd)" = "[(4096, 8192), (1048576, 65536)]" ]
+}
+
+@test "what is no profile, or no image, is refused" {
+  truncate -s 64M base.raw
+  make_overlay top.fvd base.raw
+  echo hello >boot
+  run -1 "$NBDCHAIN" profile import top.fvd boot
+  [[ $output == *"boot: line 1: not 'nbdchain-profile 1'"* ]]
+  run -1 "$NBDCHAIN" profile import top.fvd nowhere
+  [[ $output == *"nowhere: No such file"* ]]
+  printf '%s\n' 'nbdchain-profile 1' 'size 9' '0 5 5' >boot
+  run -1 "$NBDCHAIN" profile import top.fvd boot
+  [[ $output == *"line 3: 5 bytes at 5 are not inside a disk of 9"* ]]
+  run -1 "$NBDCHAIN" profile show base.raw
+  [[ $output == *"not an fvd image"* ]]
+  serve_overlay top.fvd prefetch=off
+  printf '%s\n' 'nbdchain-profile 1' 'size 9' '0 0 5' >boot
+  run -1 "$NBDCHAIN" profile import top.fvd boot
+  [[ $output == *"in use"* ]]
+  run -2 "$NBDCHAIN" profile record qmp begin
+  [[ $output == *"start|stop"* ]]
+}
+
+@test "it is prefetched before the rest, without regard to the delay" {
+  make_base base.raw 67108864
+  make_overlay top.fvd base.raw
+  printf '%s\n' 'nbdchain-profile 1' 'size 67108864' '0 33554432 65536' \
+    '7 1048576 16384' >boot
+  "$NBDCHAIN" profile import top.fvd boot
+  serve_overlay top.fvd prefetch-start-delay=600
+  delayed ()
+  {
+    [ "$(ask query-jobs | member 'D[0]["x-limit"]')" = delay ]
+  }
+  wait_for 20 delayed
+  profile_is_local ()
+  {
+    [ "$(local_bytes)" = 81920 ]
+  }
+  wait_for 20 profile_is_local
+  reads 33554432 65536 1048576 4096 5M 16384
+  ask x-query-prefetch >info
+  [ "$(member 'D["profile"]["bytes"]' <info)" = 81920 ]
+  [ "$(member 'D["profile"]["touched"]' <info)" = 98304 ]
+  [ "$(member 'D["profile"]["hit"]' <info)" = 81920 ]
+}
+
+@test "it can be all that is prefetched, also that of a lower layer" {
+  make_base base.raw 67108864
+  make_overlay mid.fvd base.raw
+  printf '%s\n' 'nbdchain-profile 1' 'size 67108864' '0 33554432 65536' >boot
+  "$NBDCHAIN" profile import mid.fvd boot
+  "$NBDCHAIN" create -b mid.fvd -F fvd top.fvd >/dev/null
+  serve_overlay top.fvd prefetch=off
+  wait_for 20 no_job
+  [ "$(local_bytes)" = 65536 ]
+  assert_same_as base.raw "$uri"
+}
+
+@test "a profile of a larger disk is cut" {
+  truncate -s 1M base.raw
+  make_overlay top.fvd base.raw
+  printf '%s\n' 'nbdchain-profile 1' 'size 67108864' '0 33554432 65536' \
+    '7 1044480 65536' >boot
+  "$NBDCHAIN" profile import top.fvd boot
+  [ "$(ranges top.fvd)" = "[(1044480, 4096)]" ]
+}
