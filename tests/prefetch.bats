@@ -172,20 +172,27 @@ is_local ()
 }
 
 @test "storage that is full is no end" {
-  make_remote
-  scratch_dir
-  [ "$(stat -f -c %T "$scratch")" = tmpfs ] || skip "no storage in memory"
-  mkdir full
-  mount -t tmpfs -o size=6M tmpfs full 2>/dev/null || skip "cannot mount"
-  mv top.fvd full/
-  serve full/top.fvd --allow "$allow" --prefetch --control qmp
-  wait_for 20 job_is x-limit error
-  nbdcopy "$uri" now.raw || true
-  mount -o remount,size=64M full
-  wait_for 60 is_local
-  assert_same_as base.raw "$uri"
-  stop "$pid"
-  umount -l full
+  make_base base.raw 16777216
+  timeout 100 unshare --mount --propagation private bash -euc '
+    mkdir full
+    mount -t tmpfs -o size=6m none full
+    nbdchain create -b base.raw -F raw full/top.fvd
+    nbdchain serve full/top.fvd -U full.sock --allow . --prefetch \
+      --control qmp 2>full.err &
+    says ()
+    {
+      until nbdchain jobs qmp | grep -q "$1"; do sleep 0.1; done
+    }
+    until [ -S qmp ]; do sleep 0.1; done
+    says "by: *error"
+    mount -o remount,size=40m full
+    says "No jobs"
+    kill %1
+    wait %1
+    mv base.raw away.raw
+    nbdchain compare full/top.fvd -F raw away.raw
+    nbdchain check full/top.fvd' 3>&-
+  grep "No space left" full.err
 }
 
 @test "what the guest writes, zeroes and trims meanwhile wins" {

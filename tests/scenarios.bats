@@ -57,6 +57,7 @@ scenarios='
 223 205 | plugin.bats | exports: names, a name taken twice, and one that does not exist
 223 205 | plugin.bats | each layer shows the disk as it was, also while the disk is written
 223 205 | scenarios.bats | what one client has flushed another one reads
+216 310 | prefetch.bats | what the guest writes, zeroes and trims meanwhile wins
 143 162 | scenarios.bats | unknown exports and absurd ports are said so
 143 162 | serve.bats | wrong usage names the option, the value and what is allowed
 083 | remote.bats | a base that says nothing, or nonsense, or hangs up, gives errors

@@ -185,14 +185,20 @@ back_off (struct nc_prefetch *p)
   nc_job_sleep (p->job, wait);
 }
 
+/* OPERATION failed with errno ERR: it is tried again, later. */
+static void
+again (struct nc_prefetch *p, enum nc_job_operation operation, int err)
+{
+  nc_job_set_trouble (p->job, *nc_error_text () ? nc_error_text ()
+                      : strerror (err));
+  nc_job_error (p->job, operation, err);
+  back_off (p);
+}
+
 static int
 failed (void *opaque, enum nc_ring_step step, int err)
 {
-  struct nc_prefetch *p = opaque;
-
-  nc_job_error (p->job, step == NC_RING_STORE ? NC_JOB_WRITE : NC_JOB_READ,
-                err);
-  back_off (p);
+  again (opaque, step == NC_RING_STORE ? NC_JOB_WRITE : NC_JOB_READ, err);
   return 0;
 }
 
@@ -233,13 +239,14 @@ static const struct nc_stream_hooks hooks = {
 static int
 finish (struct nc_prefetch *p)
 {
-  while (nc_stream_finish (p->stream) == -1) {
-    nc_job_error (p->job, NC_JOB_WRITE, errno);
-    back_off (p);
+  for (;;) {
+    nc_error_forget ();
+    if (nc_stream_finish (p->stream) == 0)
+      return 0;
+    again (p, NC_JOB_WRITE, errno);
     if (nc_job_pause_point (p->job) == -1)
       return -1;
   }
-  return 0;
 }
 
 static int
