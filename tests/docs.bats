@@ -280,6 +280,10 @@ pod_parameters ()
   run_examples "$plugin_pod"
 }
 
+@test "the examples in nbdkit-prefetch-filter(1) run" {
+  run_examples "$top_srcdir/filters/prefetch/nbdkit-prefetch-filter.pod"
+}
+
 @test "the examples in nbdkit-stream-filter(1) run" {
   run_examples "$top_srcdir/filters/stream/nbdkit-stream-filter.pod"
 }

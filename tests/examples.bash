@@ -91,8 +91,8 @@ for arg; do
       arg=$NBDCHAIN_PLUGIN
       export LD_LIBRARY_PATH=$top_builddir/lib/.libs
       export LD_PRELOAD=$NBDCHAIN_PRELOAD ;;
-    --filter=stream)
-      arg=--filter=$NBDCHAIN_FILTERS/nbdkit-stream-filter.so ;;
+    --filter=stream | --filter=prefetch)
+      arg=--filter=$NBDCHAIN_FILTERS/nbdkit-${arg#*=}-filter.so ;;
     -U | -p) daemon=yes ;;
     --run) daemon= ;;
   esac

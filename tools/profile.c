@@ -24,7 +24,7 @@
 static const char help[] =
   "nbdchain profile: what is read first of a disk, for prefetching\n"
   "\n"
-  "Usage: nbdchain profile record SOCKET start|stop\n"
+  "Usage: nbdchain profile record [--json] SOCKET start|stop\n"
   "       nbdchain profile show [--json] IMAGE\n"
   "       nbdchain profile export IMAGE [FILE]\n"
   "       nbdchain profile import [--force] IMAGE FILE\n"
