@@ -225,7 +225,9 @@ is_local ()
 }
 
 @test "wrong parameters are refused, and what is allowed is said" {
-  make_remote
+  truncate -s 1M base.raw
+  make_overlay top.fvd base.raw
+  allow=$PWD
   local parameter text
   while read -r parameter text; do
     run -1 "$NBDCHAIN" serve top.fvd --allow "$allow" -U x.sock --prefetch \

@@ -189,12 +189,14 @@ static int
 parse (const char *text, struct nc_profile_text *to)
 {
   FILE *fp = fmemopen ((void *) text, strlen (text), "r");
-  int r;
+  int r, err;
 
   must (fp != NULL, "fmemopen");
   tap_clear ();
   r = nc_profile_text_read (fp, "file", to);
+  err = errno;
   fclose (fp);
+  errno = err;
   return r;
 }
 
