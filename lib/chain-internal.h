@@ -12,6 +12,7 @@
 
 #include "chain.h"
 #include "claims.h"
+#include "job/guest.h"
 #include "layer.h"
 #include "report.h"
 #include "view.h"
@@ -35,6 +36,7 @@ struct nc_chain {
 
   _Atomic (uint64_t) waits, refused_waits;
   _Atomic (unsigned) cold_reads;        /* of clients from a remote */
+  struct nc_guest guest;        /* counts the requests of clients */
   struct nc_repeat given_up;    /* requests that a remote was needed for */
 };
 

@@ -950,6 +950,12 @@ nc_chain_cold_reads (struct nc_chain *chain)
   return chain->cold_reads;
 }
 
+struct nc_guest *
+nc_chain_guest (struct nc_chain *chain)
+{
+  return &chain->guest;
+}
+
 uint32_t
 nc_export_block_size (const struct nc_export *export)
 {

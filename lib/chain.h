@@ -20,6 +20,7 @@
 struct nc_allow;
 struct nc_chain;
 struct nc_export;
+struct nc_guest;
 struct nc_image_info;
 struct nc_tls;
 struct nc_view;
@@ -211,6 +212,10 @@ extern void nc_export_set_background (struct nc_export *export)
 
 /* How many requests of clients read from a remote at this moment. */
 extern unsigned nc_chain_cold_reads (struct nc_chain *chain)
+  __attribute__ ((__nonnull__ (1)));
+
+/* What counts the reads and changes that clients ask for. */
+extern struct nc_guest *nc_chain_guest (struct nc_chain *chain)
   __attribute__ ((__nonnull__ (1)));
 
 /* Requests.  The range lies inside the export: the caller has checked.

@@ -384,6 +384,7 @@ nc_export_pread (struct nc_export *export, void *buf, size_t count,
     : atomic_load_explicit (&export->chain->cold, memory_order_acquire);
   struct attempt a = { 0 };
 
+  nc_guest_note (&export->chain->guest);
   return cold ? read_with (export, cold, buf, count, offset)
     : read_plainly (export, buf, count, offset, &a);
 }
@@ -553,6 +554,7 @@ nc_export_pwrite (struct nc_export *export, const void *buf, size_t count,
   struct nc_view *view;
   int r;
 
+  nc_guest_note (&export->chain->guest);
   for (;;) {
     view = enter_to_write (export);
     if (view == NULL) {
@@ -658,6 +660,7 @@ nc_export_zero (struct nc_export *export, uint64_t offset, uint64_t count,
   bool edges;
   int r;
 
+  nc_guest_note (&export->chain->guest);
   if (view == NULL)
     return -1;
   r = zero_view (export, view, offset, count, flags, &edges);
@@ -679,6 +682,7 @@ nc_export_trim (struct nc_export *export, uint64_t offset, uint64_t count,
   struct nc_view *view = enter_to_write (export);
   int r = 0;
 
+  nc_guest_note (&export->chain->guest);
   if (view == NULL)
     return -1;
   /* What is not allocated stays as it is: the backing shows. */

@@ -17,9 +17,12 @@
 #include "job/stream.h"
 
 #include <errno.h>
+#include <pthread.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 
 #include <jansson.h>
 
@@ -28,7 +31,9 @@
 #include "extents.h"
 #include "image.h"
 #include "job/flusher.h"
+#include "job/guest.h"
 #include "job/job.h"
+#include "job/pace.h"
 #include "ref.h"
 #include "report.h"
 #include "scope.h"
@@ -69,6 +74,11 @@ struct nc_stream {
 
   struct nc_job *job;           /* when it is one, under the same: */
   uint64_t spent_reading, spent_storing;
+  bool is_job;
+  pthread_mutex_t pace_lock;    /* guards what follows */
+  struct nc_pace pace;          /* only for the share of the guest */
+  struct nc_guest_look guest;
+  _Atomic (bool) is_restrained; /* by the guest */
   struct nc_stream_count told;
 };
 
@@ -424,6 +434,8 @@ nc_stream_free (struct nc_stream *s)
   nc_flusher_free (s->flusher);
   nc_export_close (s->disk);
   nc_extents_free (&s->missing);
+  if (s->is_job)
+    pthread_mutex_destroy (&s->pace_lock);
   free (s->base);
   free (s->ref);
   free (s);
@@ -434,12 +446,62 @@ nc_stream_free (struct nc_stream *s)
 #define TRY_AGAIN UINT64_C (100000000)  /* nanoseconds */
 #define LOOK UINT64_C (100000000)       /* of all threads */
 
+static uint64_t
+now (void)
+{
+  struct timespec t;
+
+  clock_gettime (CLOCK_MONOTONIC, &t);
+  return t.tv_sec * UINT64_C (1000000000) + t.tv_nsec;
+}
+
+static enum nc_pace_guest
+look_at_guest_locked (struct nc_stream *s, uint64_t time)
+{
+  const bool busy = nc_guest_is_busy (nc_chain_guest (s->chain), &s->guest,
+                                      time);
+
+  if (nc_chain_cold_reads (s->chain) > 0)
+    return NC_GUEST_WAITS;
+  return busy ? NC_GUEST_BUSY : NC_GUEST_IDLE;
+}
+
+/* How long to stand back for the guest before COUNT bytes. */
+static uint64_t
+guest_wait (struct nc_stream *s, uint64_t count)
+{
+  const uint64_t time = now ();
+  enum nc_job_limit why;
+  uint64_t wait;
+
+  NC_LOCKED (&s->pace_lock);
+  wait = nc_pace_wait (&s->pace, count, look_at_guest_locked (s, time), time,
+                       &why);
+  s->is_restrained = why == NC_LIMIT_GUEST;
+  return wait;
+}
+
 static int
 job_throttle (void *opaque, uint64_t count)
 {
   struct nc_stream *s = opaque;
+  uint64_t wait;
 
+  while ((wait = guest_wait (s, count)) > 0)
+    if (nc_job_sleep (s->job, wait) == -1)
+      return -1;
   return nc_job_throttle (s->job, count);
+}
+
+static uint32_t
+job_unit (void *opaque)
+{
+  struct nc_stream *s = opaque;
+
+  if (s == NULL)                /* the stream is being made */
+    return NC_PACE_UNIT;
+  NC_LOCKED (&s->pace_lock);
+  return nc_pace_unit (&s->pace, look_at_guest_locked (s, now ()));
 }
 
 static int
@@ -464,12 +526,16 @@ job_failed (void *opaque, enum nc_ring_step step, int err)
   return -1;
 }
 
-/* Whether what takes the time is reading or storing. */
+/* Whether it stands back, or what takes the time is reading or storing. */
 static void
 look_at_limit (struct nc_stream *s)
 {
   uint64_t reading, storing;
 
+  if (s->is_restrained) {
+    nc_job_set_limit (s->job, NC_LIMIT_GUEST);
+    return;
+  }
   nc_ring_spent (s->ring, &reading, &storing);
   if (reading + storing - s->spent_reading - s->spent_storing < LOOK)
     return;
@@ -504,6 +570,7 @@ job_progress (void *opaque, uint64_t done_bytes, uint64_t total,
 }
 
 static const struct nc_stream_hooks job_hooks = {
+  .unit = job_unit,
   .throttle = job_throttle,
   .failed = job_failed,
   .progress = job_progress,
@@ -562,6 +629,17 @@ static const struct nc_job_type stream_type = {
   .free = job_free,
 };
 
+static void
+prepare_job (struct nc_stream *s)
+{
+  const struct nc_prefetch_policy none = { 0 };
+
+  s->opaque = s;
+  s->is_job = true;
+  pthread_mutex_init (&s->pace_lock, NULL);
+  nc_pace_init (&s->pace, &none, now (), now ());
+}
+
 /* What the job is made of again after a restart. */
 static json_t *
 arguments (const char *base, const char *ref)
@@ -592,7 +670,7 @@ nc_stream_create (struct nc_jobs *jobs, const char *id,
               : strerror (err));
   }
   else {
-    s->opaque = s;
+    prepare_job (s);
     with_arguments.arguments = arguments (base, ref);
     r = nc_job_create (jobs, id, &stream_type, &with_arguments, s, why);
     err = errno;
