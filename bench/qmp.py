@@ -69,9 +69,9 @@ class Qmp:
         return None
 
     def offset(self, name):
-        """How far the job NAME, which must be running, has come."""
+        """How far the job NAME has come, which must not have ended."""
         job = self.job(name)
-        if not job or job["status"] != "running":
+        if not job or job["status"] not in ("created", "running"):
             raise CellError(f"job {name} does not run: {job}")
         return job["offset"]
 
