@@ -5,6 +5,7 @@
 # Prefetching: a disk becomes local while it is used, by a policy that comes
 # from the image and the command line and is changed at run time.
 # shellcheck disable=SC2034,SC2154      # common.bash sets and uses these
+# shellcheck disable=SC2016             # for another shell
 
 load common
 
@@ -18,7 +19,7 @@ make_remote ()
   make_base base.raw "$size"
   serve_raw base base.raw "$@"
   base=$pid
-  allow=nbd+unix:///?socket=$PWD/base.sock
+  allow="nbd+unix:///?socket=$PWD/base.sock"
   rm -f top.fvd
   "$NBDCHAIN" create -b "$allow" -F raw --journal-size 16K top.fvd >/dev/null
 }
@@ -124,12 +125,13 @@ is_local ()
   [[ $output == *GenericError* ]]
   run ask x-prefetch-set '{"prefetch": true}'
   [[ $output == *"no argument"* ]]
-  ask x-prefetch-set "$(echo '{"prefetch-max-read-throughput": 65536,' \
-    '"prefetch-start-delay": 0, "prefetch-min-read-throughput": 0}')" >done
-  [ "$(<done)" = '{"return": {}}' ]
+  local change='{"prefetch-max-read-throughput": 65536,'
+  change+=' "prefetch-start-delay": 0, "prefetch-min-read-throughput": 0}'
+  ask x-prefetch-set "$change" >answer
+  [ "$(<answer)" = '{"return": {}}' ]
   wait_for 20 job_is x-limit rate
   progressed "$((size / 2))" && return 1
-  ask x-prefetch-set '{"prefetch-max-read-throughput": 0}' >done
+  ask x-prefetch-set '{"prefetch-max-read-throughput": 0}' >answer
   wait_for 20 is_local
   # The image keeps its own.
   stop "$pid"
@@ -145,7 +147,7 @@ is_local ()
   wait_for 20 job_is status paused
   before=$(job x-copied)
   "$NBDCHAIN" set-speed qmp prefetch 64K
-  ask x-prefetch-set '{"prefetch-max-write-throughput": 0}' >done
+  ask x-prefetch-set '{"prefetch-max-write-throughput": 0}' >answer
   [ "$(job x-copied)" = "$before" ]
   "$NBDCHAIN" resume qmp prefetch
   wait_for 20 job_is x-limit rate

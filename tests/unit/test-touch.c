@@ -32,7 +32,7 @@ test_order (void)
 {
   struct nc_profile *p = nc_profile_new (SIZE, 4096);
   struct nc_profile_stats stats;
-  range *v;
+  range *v = NULL;
   size_t n;
 
   must (p != NULL, "profile");
@@ -107,7 +107,7 @@ test_bounds (void)
   struct nc_profile *p = nc_profile_new (UINT64_C (8) << 40, 4096);
   struct nc_profile_stats stats;
   const uint64_t grain = 1 << 20;
-  range *v;
+  range *v = NULL;
   size_t n;
 
   must (p != NULL, "profile");
@@ -154,7 +154,7 @@ test_threads (uint64_t *seed)
   struct nc_profile *p = nc_profile_new (SIZE, 4096);
   static uint8_t seen[GRAINS];
   bool good = true;
-  range *v;
+  range *v = NULL;
   size_t n;
 
   must (p != NULL, "profile");
