@@ -66,6 +66,7 @@
 #include <libnbd.h>
 
 #include "checked.h"
+#include "clock.h"
 #include "report.h"
 #include "scope.h"
 #include "tls.h"
@@ -172,15 +173,6 @@ struct nbd {
 
   struct conn conns[MAX_CONNS];
 };
-
-static uint64_t
-now (void)
-{
-  struct timespec ts;
-
-  clock_gettime (CLOCK_MONOTONIC, &ts);
-  return ts.tv_sec * SEC + ts.tv_nsec;
-}
 
 static void
 list_append (struct list *list, struct request *req)
@@ -316,7 +308,7 @@ new_handle (struct conn *conn)
 static void
 made_progress (struct conn *conn)
 {
-  conn->progress = now ();
+  conn->progress = nc_now ();
   conn->came = 0;
 }
 
@@ -329,7 +321,7 @@ count_bytes (struct conn *conn)
   if (ioctl (nbd_aio_get_fd (conn->h), FIONREAD, &n) == -1)
     return;
   conn->came += n;
-  if (conn->came * SEC >= SLOWEST * (now () - conn->progress))
+  if (conn->came * SEC >= SLOWEST * (nc_now () - conn->progress))
     made_progress (conn);
 }
 
@@ -376,7 +368,7 @@ poll_once (struct conn *conn, uint64_t deadline)
     fds[0].events |= POLLOUT;
 
   if (deadline) {
-    t = now ();
+    t = nc_now ();
     t = deadline > t ? deadline - t : 0;
     ts = (struct timespec) { .tv_sec = t / SEC, .tv_nsec = t % SEC };
     timeout = &ts;
@@ -413,11 +405,11 @@ is_finished (struct nbd_handle *h)
 static void
 end_child (struct nbd_handle *h)
 {
-  uint64_t deadline = now () + CHILD_LIMIT;
+  uint64_t deadline = nc_now () + CHILD_LIMIT;
 
   if (nbd_kill_subprocess (h, SIGTERM) == -1)
     return;                            /* there is none */
-  while (now () < deadline) {
+  while (nc_now () < deadline) {
     siginfo_t info = { .si_pid = 0 };
 
     if (waitid (P_ALL, 0, &info,
@@ -466,11 +458,11 @@ close_handle (struct conn *conn)
 static void
 disconnect (struct conn *conn)
 {
-  uint64_t deadline = now () + DISCONNECT_LIMIT;
+  uint64_t deadline = nc_now () + DISCONNECT_LIMIT;
 
   if (conn->h && nbd_aio_is_ready (conn->h) == 1 &&
       nbd_aio_disconnect (conn->h, 0) == 0)
-    while (!is_finished (conn->h) && now () < deadline)
+    while (!is_finished (conn->h) && nc_now () < deadline)
       if (poll_once (conn, deadline) == -1)
         break;
   close_handle (conn);
@@ -591,7 +583,7 @@ static int
 establish (struct conn *conn)
 {
   struct nbd *nbd = conn->nbd;
-  uint64_t deadline = now () + nbd->first_limit;
+  uint64_t deadline = nc_now () + nbd->first_limit;
   int r;
 
   r = nbd->argv
@@ -612,7 +604,7 @@ establish (struct conn *conn)
                 strerror (ESHUTDOWN));
       return -1;
     }
-    if (now () >= deadline) {
+    if (nc_now () >= deadline) {
       snprintf (conn->reason, sizeof conn->reason,
                 "no answer within %u s",
                 (unsigned) (nbd->first_limit / SEC));
@@ -715,7 +707,7 @@ static void
 report_back (struct nbd *nbd, uint64_t since)
 {
   nc_notice ("%s: is back after %.1f s", nbd->dev.name,
-             (double) (now () - since) / SEC);
+             (double) (nc_now () - since) / SEC);
 }
 
 static void
@@ -814,7 +806,7 @@ mark_down (struct conn *conn)
     report = !stopping && nbd->n_up == 0 && !nbd->outage;
     if (report) {
       nbd->outage = true;
-      nbd->outage_since = now ();
+      nbd->outage_since = nc_now ();
     }
   }
   if (report)
@@ -833,7 +825,7 @@ hand_over (struct conn *conn, uint64_t limit)
   struct nbd *nbd = conn->nbd;
   struct list failed = { NULL, NULL };
   struct request *req;
-  uint64_t t = now ();
+  uint64_t t = nc_now ();
   int error;
 
   {
@@ -1049,7 +1041,7 @@ serve (struct conn *conn, uint64_t *limit)
                 "the server is shutting down");
       return;
     }
-    if (conn->n_flight > 0 && now () >= conn->progress + *limit) {
+    if (conn->n_flight > 0 && nc_now () >= conn->progress + *limit) {
       conn->stalled = true;
       snprintf (conn->reason, sizeof conn->reason,
                 "no answer for %u s", (unsigned) (*limit / SEC));
@@ -1063,7 +1055,7 @@ static void
 back_off (struct conn *conn)
 {
   struct nbd *nbd = conn->nbd;
-  uint64_t t = now ();
+  uint64_t t = nc_now ();
   uint64_t until = t + conn->backoff + t % (conn->backoff / 4);
   struct timespec ts = { .tv_sec = until / SEC, .tv_nsec = until % SEC };
 
@@ -1143,7 +1135,7 @@ run (struct nbd *nbd, struct request *req)
   struct conn *conn;
   bool asleep;
 
-  req->since = now ();
+  req->since = nc_now ();
   sem_init (&req->wake, 0, 0);
   {
     NC_LOCKED (&nbd->lock);
@@ -1701,7 +1693,7 @@ nc_dev_open_nbd_absent (const char *ref, unsigned retry,
   nbd->minimum = 1;
   nbd->maximum = MAX_READ;
   nbd->outage = true;
-  nbd->outage_since = now ();
+  nbd->outage_since = nc_now ();
   nbd->dev.size = size;
   nbd->dev.identity = strdup (identity);
   if (nbd->dev.identity == NULL) {

@@ -39,6 +39,7 @@
 
 #include "chain.h"
 #include "checked.h"
+#include "clock.h"
 #include "report.h"
 #include "scope.h"
 
@@ -104,15 +105,6 @@ struct nc_copyread {
   unsigned busy, max_busy;      /* threads that read ahead */
   struct nc_copyread_count count;
 };
-
-static uint64_t
-now (void)
-{
-  struct timespec t;
-
-  clock_gettime (CLOCK_MONOTONIC, &t);
-  return t.tv_sec * UINT64_C (1000000000) + t.tv_nsec;
-}
 
 /* Pieces. */
 
@@ -206,10 +198,10 @@ static uint64_t
 read_piece (struct nc_copyread *cr, struct nc_export *export,
             struct piece *piece)
 {
-  const uint64_t since = now ();
+  const uint64_t since = nc_now ();
   const int r = nc_export_try_fetch (export, piece->buf, piece->count,
                                      piece->offset, &piece->fetched);
-  const uint64_t taken = now () - since + 1;
+  const uint64_t taken = nc_now () - since + 1;
 
   NC_LOCKED (&cr->lock);
   piece->state = r == 0 ? HERE : FAILED;
@@ -229,7 +221,7 @@ store_piece (struct nc_copyread *cr, struct piece *piece)
 
   NC_LOCKED (&cr->lock);
   if (r == -1 && errno != ESHUTDOWN)
-    cr->paused_until = now () + STORE_PAUSE;
+    cr->paused_until = nc_now () + STORE_PAUSE;
   remove_locked (cr, piece);
 }
 
@@ -348,7 +340,7 @@ next_ahead_locked (struct nc_copyread *cr, uint64_t *offset, uint64_t *count)
   while (!cr->stopping) {
     struct timespec t;
 
-    if (cr->busy < cr->max_busy && now () >= cr->paused_until &&
+    if (cr->busy < cr->max_busy && nc_now () >= cr->paused_until &&
         nc_ahead_next (&cr->ahead, offset, count))
       return true;
     if (cr->ahead.n_windows == 0) {
@@ -358,7 +350,7 @@ next_ahead_locked (struct nc_copyread *cr, uint64_t *offset, uint64_t *count)
     clock_gettime (CLOCK_MONOTONIC, &t);
     t.tv_sec++;
     if (pthread_cond_timedwait (&cr->to_read, &cr->lock, &t) == ETIMEDOUT) {
-      nc_ahead_end (&cr->ahead, now (), false);
+      nc_ahead_end (&cr->ahead, nc_now (), false);
       watch_locked (cr);
     }
   }
@@ -459,7 +451,7 @@ piece_locked (struct nc_copyread *cr, uint64_t offset, uint64_t first,
     piece->refs++;
     return piece;
   }
-  if (cr->stopping || now () < cr->paused_until ||
+  if (cr->stopping || nc_now () < cr->paused_until ||
       end - first > cr->opts.max_outstanding - cr->outstanding) {
     cr->count.not_stored += end - first;
     return NULL;
@@ -492,7 +484,7 @@ wait_for (struct nc_copyread *cr, struct piece *piece, uint64_t count,
   NC_LOCKED (&cr->lock);
   cr->count.joined += piece->state == ON_ITS_WAY;
   if (piece->ahead) {
-    nc_ahead_passed (&cr->ahead, offset, count, now ());
+    nc_ahead_passed (&cr->ahead, offset, count, nc_now ());
     if (piece->state == ON_ITS_WAY)
       nc_ahead_waits (&cr->ahead, offset);
     watch_locked (cr);
@@ -535,7 +527,7 @@ cold_read (void *opaque, struct nc_export *export, void *buf, uint64_t count,
     if (!other) {
       in_stream = nc_ahead_read (&cr->ahead, piece->offset, piece->count,
                                  wide ? 0 : OVERTAKING * piece->count,
-                                 now ());
+                                 nc_now ());
       watch_locked (cr);
     }
   }
@@ -559,7 +551,7 @@ cold_passed (void *opaque, uint64_t count, uint64_t offset)
   if (!nc_ahead_is_due (&cr->ahead, offset, count))
     return;
   NC_LOCKED (&cr->lock);
-  nc_ahead_passed (&cr->ahead, offset, count, now ());
+  nc_ahead_passed (&cr->ahead, offset, count, nc_now ());
   watch_locked (cr);
 }
 

@@ -32,12 +32,11 @@
 #include <string.h>
 #include <time.h>
 
+#include "clock.h"
 #include "job/rate.h"
 #include "job/record.h"
 #include "report.h"
 #include "scope.h"
-
-#define SECOND UINT64_C (1000000000)    /* nanoseconds */
 
 /* How long what limited a job is shown as that. */
 #define LIMIT_SHOWN (2 * NC_RATE_SLICE)
@@ -87,15 +86,6 @@ struct nc_jobs {
   bool record_failed;           /* or ought to be */
   json_t *dormant;              /* of that: could not be started */
 };
-
-static uint64_t
-now (void)
-{
-  struct timespec t;
-
-  clock_gettime (CLOCK_MONOTONIC, &t);
-  return (uint64_t) t.tv_sec * SECOND + (uint64_t) t.tv_nsec;
-}
 
 /* Names and tables. */
 
@@ -210,7 +200,7 @@ limit_locked (const struct nc_job *job, uint64_t t)
 {
   if (job->info.paused)
     return job->info.io_status == NC_IO_OK ? NC_LIMIT_PAUSE : NC_LIMIT_ERROR;
-  if (job->failed && t - job->failed < SECOND)
+  if (job->failed && t - job->failed < NC_SECOND)
     return NC_LIMIT_ERROR;
   if (job->throttled && t - job->throttled < LIMIT_SHOWN)
     return NC_LIMIT_RATE;
@@ -222,7 +212,7 @@ static const struct nc_job_info *
 snapshot_locked (struct nc_job *job)
 {
   struct nc_job_info *info = &job->info;
-  const uint64_t t = now (), speed = nc_meter_rate (&job->progress, t);
+  const uint64_t t = nc_now (), speed = nc_meter_rate (&job->progress, t);
 
   info->rate = nc_meter_rate (&job->copied, t);
   info->limit = limit_locked (job, t);
@@ -662,7 +652,7 @@ new_job (struct nc_jobs *jobs, const char *id,
   };
   strcpy (job->info.id, id);
   job->wanted = opts->paused;
-  nc_rate_init (&job->rate, opts->speed, now ());
+  nc_rate_init (&job->rate, opts->speed, nc_now ());
   pthread_condattr_init (&attr);
   pthread_condattr_setclock (&attr, CLOCK_MONOTONIC);
   pthread_cond_init (&job->changed, &attr);
@@ -937,10 +927,10 @@ nc_job_get (struct nc_jobs *jobs, const char *id, struct nc_job_info *info)
 static struct timespec
 in_nanoseconds (uint64_t t)
 {
-  const uint64_t end = now () + t;
+  const uint64_t end = nc_now () + t;
 
-  return (struct timespec) { .tv_sec = (time_t) (end / SECOND),
-                             .tv_nsec = (long) (end % SECOND) };
+  return (struct timespec) { .tv_sec = (time_t) (end / NC_SECOND),
+                             .tv_nsec = (long) (end % NC_SECOND) };
 }
 
 /* Wait until the job, which the caller holds, is concluded. */
@@ -1017,7 +1007,7 @@ apply_locked (struct nc_job *job, enum nc_job_verb verb, uint64_t what,
     break;
   case NC_VERB_SET_SPEED:
     info->speed = what;
-    nc_rate_set (&job->rate, what, now ());
+    nc_rate_set (&job->rate, what, nc_now ());
     break;
   case NC_VERB_COMPLETE:
     job->complete = true;
@@ -1180,7 +1170,7 @@ nc_job_throttle (struct nc_job *job, uint64_t count)
 {
   NC_LOCKED (&job->jobs->lock);
   while (!job->wanted) {
-    const uint64_t t = now (), wait = nc_rate_take (&job->rate, count, t);
+    const uint64_t t = nc_now (), wait = nc_rate_take (&job->rate, count, t);
     struct timespec end;
 
     if (wait == 0)
@@ -1212,7 +1202,7 @@ nc_job_progress (struct nc_job *job, uint64_t offset)
   if (offset > job->done)
     job->done = offset;
   show_locked (job);
-  nc_meter_add (&job->progress, job->info.offset - shown, now ());
+  nc_meter_add (&job->progress, job->info.offset - shown, nc_now ());
 }
 
 void
@@ -1221,7 +1211,7 @@ nc_job_count (struct nc_job *job, enum nc_job_counter which, uint64_t count)
   NC_LOCKED (&job->jobs->lock);
   job->info.count[which] += count;
   if (which == NC_COUNT_COPIED)
-    nc_meter_add (&job->copied, count, now ());
+    nc_meter_add (&job->copied, count, nc_now ());
 }
 
 void
@@ -1246,7 +1236,7 @@ nc_job_error (struct nc_job *job, enum nc_job_operation operation, int err)
     action = NC_JOB_STOP;
   else
     action = NC_JOB_REPORT;
-  job->failed = now ();
+  job->failed = nc_now ();
   if (action == NC_JOB_STOP && !info->cancelled) {
     info->io_status = full ? NC_IO_NOSPACE : NC_IO_FAILED;
     info->paused = true;

@@ -15,6 +15,7 @@
 #include <time.h>
 
 #include "chain.h"
+#include "clock.h"
 #include "job/pace.h"
 #include "job/stream.h"
 #include "report.h"
@@ -38,15 +39,6 @@ struct nc_prefetch {
   uint64_t profile_size;
   bool is_at_profile;
 };
-
-static uint64_t
-now (void)
-{
-  struct timespec t;
-
-  clock_gettime (CLOCK_MONOTONIC, &t);
-  return t.tv_sec * UINT64_C (1000000000) + t.tv_nsec;
-}
 
 /* Others on the same source must not pause when we do. */
 static uint64_t
@@ -79,7 +71,7 @@ nc_prefetch_new (const struct nc_prefetch_policy *policy,
   }
   pthread_mutex_init (&p->lock, NULL);
   p->policy = *policy;
-  nc_pace_init (&p->pace, policy, seed (p), now ());
+  nc_pace_init (&p->pace, policy, seed (p), nc_now ());
   return p;
 }
 
@@ -104,7 +96,7 @@ look_at_guest_locked (struct nc_prefetch *p, uint64_t time)
 static uint64_t
 wait_locked (struct nc_prefetch *p, uint64_t count, enum nc_job_limit *why)
 {
-  const uint64_t time = now ();
+  const uint64_t time = nc_now ();
 
   p->is_at_profile = nc_stream_is_at_first (p->stream);
   if (p->is_at_profile)
@@ -143,7 +135,7 @@ unit (void *opaque)
     return p->pace.policy.unit;
   if (nc_stream_is_at_first (p->stream))
     return nc_pace_unit (&p->pace, NC_GUEST_IDLE);
-  return nc_pace_unit (&p->pace, look_at_guest_locked (p, now ()));
+  return nc_pace_unit (&p->pace, look_at_guest_locked (p, nc_now ()));
 }
 
 static enum nc_pace_op
@@ -158,7 +150,7 @@ began (void *opaque, enum nc_ring_step step)
   struct nc_prefetch *p = opaque;
 
   NC_LOCKED (&p->lock);
-  nc_pace_begin (&p->pace, op_of (step), now ());
+  nc_pace_begin (&p->pace, op_of (step), nc_now ());
 }
 
 static void
@@ -167,7 +159,7 @@ ended (void *opaque, enum nc_ring_step step, uint64_t count)
   struct nc_prefetch *p = opaque;
 
   NC_LOCKED (&p->lock);
-  nc_pace_end (&p->pace, op_of (step), count, now ());
+  nc_pace_end (&p->pace, op_of (step), count, nc_now ());
 }
 
 /* Wait before what failed is tried again, unless the operator wants
@@ -180,7 +172,7 @@ back_off (struct nc_prefetch *p)
   nc_job_set_limit (p->job, NC_LIMIT_ERROR);
   {
     NC_LOCKED (&p->lock);
-    wait = nc_pace_failed (&p->pace, now ());
+    wait = nc_pace_failed (&p->pace, nc_now ());
   }
   nc_job_sleep (p->job, wait);
 }
@@ -339,7 +331,7 @@ nc_prefetch_amend (struct nc_prefetch *p,
   if (nc_prefetch_policy_check (&policy, "prefetch") == -1)
     return -1;
   p->policy = policy;
-  nc_pace_set (&p->pace, &policy, now ());
+  nc_pace_set (&p->pace, &policy, nc_now ());
   if (p->has_stream)
     nc_stream_set_limit (p->stream, policy.slots);
   return 0;

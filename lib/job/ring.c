@@ -19,9 +19,9 @@
 #include <errno.h>
 #include <pthread.h>
 #include <stdlib.h>
-#include <time.h>
 
 #include "checked.h"
+#include "clock.h"
 #include "report.h"
 #include "scope.h"
 
@@ -74,15 +74,6 @@ nc_ring_new (const struct nc_ring_ops *ops, void *opaque, uint32_t size)
   pthread_mutex_init (&ring->lock, NULL);
   pthread_cond_init (&ring->changed, NULL);
   return ring;
-}
-
-static uint64_t
-now (void)
-{
-  struct timespec t;
-
-  clock_gettime (CLOCK_MONOTONIC, &t);
-  return t.tv_sec * UINT64_C (1000000000) + t.tv_nsec;
 }
 
 static unsigned
@@ -232,7 +223,7 @@ read_piece (struct nc_ring *ring, struct nc_piece *piece, char *buf)
   uint64_t since, time, run;
 
   for (;;) {
-    since = now ();
+    since = nc_now ();
     run = current_run (ring);
     nc_error_forget ();
     if (ring->ops->read (ring->opaque, piece, buf) == 0)
@@ -240,7 +231,7 @@ read_piece (struct nc_ring *ring, struct nc_piece *piece, char *buf)
     if (!once_more (ring, NC_RING_READ, run))
       return false;
   }
-  time = now () - since;
+  time = nc_now () - since;
   ring->time_reading += time;
   NC_LOCKED (&ring->lock);
   nc_window_note (&ring->window, time);
@@ -251,12 +242,12 @@ static int
 store_piece (struct nc_ring *ring, const struct nc_piece *piece,
              const char *buf)
 {
-  const uint64_t since = now ();
+  const uint64_t since = nc_now ();
   int r;
 
   nc_error_forget ();
   r = ring->ops->store (ring->opaque, piece, buf);
-  ring->time_storing += now () - since;
+  ring->time_storing += nc_now () - since;
   return r;
 }
 
