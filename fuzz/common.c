@@ -21,7 +21,7 @@
 
 const struct fuzz_target *const fuzz_targets[] = {
   &fuzz_header, &fuzz_bitmap, &fuzz_journal, &fuzz_image, &fuzz_refs,
-  &fuzz_table, &fuzz_control, &fuzz_jobs, NULL
+  &fuzz_table, &fuzz_control, &fuzz_jobs, &fuzz_profile, NULL
 };
 
 void

@@ -31,7 +31,7 @@ struct fuzz_target {
 /* One a file; a new one is added here and to the table in common.c. */
 extern const struct fuzz_target fuzz_header, fuzz_bitmap, fuzz_journal,
   fuzz_image, fuzz_refs, fuzz_table, fuzz_control,
-  fuzz_jobs;
+  fuzz_jobs, fuzz_profile;
 
 /* All of them, ended by NULL. */
 extern const struct fuzz_target *const fuzz_targets[];
