@@ -537,7 +537,7 @@ print(json.load(sys.stdin)["fvd"]["clean"])')" = True ]
   guest=$pid
   ends_with 0 "$guest"
   "$NBDCHAIN" stream --speed 300K qmp
-  for ms in 300 100 250 500 050 400; do
+  for ms in 300 100 500 050; do
     sleep "0.$ms"
     nbdkit=$(pgrep -P "$server")
     kill -KILL "$nbdkit"
@@ -578,7 +578,7 @@ print(json.load(sys.stdin)["allocated"])')
     make_overlay top.fvd "$remote"
     serve top.fvd --control qmp --allow "$remote"
     server=$pid
-    start guest "$harness/oracle" --seed "$((seed + round))" --ops 1500 \
+    start guest "$harness/oracle" --seed "$((seed + round))" --ops 900 \
       --base base.raw --state state --connections 4 --inflight 8 \
       --max-size 20000 --weights 10,40,20,20,4,0,3 "$uri"
     guest=$pid
