@@ -29,14 +29,14 @@ static const char help[] =
   "\n"
   "Usage: nbdchain stream [OPTIONS] IMAGE|SOCKET\n"
   "\n"
-  "Everything that the disk of IMAGE, an fvd image, reads from the layers below\n"
-  "is copied into it; then it is recorded that IMAGE has no backing.  Zeros are\n"
-  "neither read, where that is known, nor stored.  What is interrupted goes on\n"
-  "where it was when it is run again.\n"
+  "Everything that the disk of IMAGE, an fvd image, reads from the layers\n"
+  "below is copied into it; then it is recorded that IMAGE has no backing.\n"
+  "Zeros are neither read, where that is known, nor stored.  What is\n"
+  "interrupted goes on where it was when it is run again.\n"
   "\n"
-  "If the image is being served, give the control SOCKET of the server (nbdchain\n"
-  "serve --control SOCKET): it streams while it serves, and closes what it\n"
-  "does not need any more.\n"
+  "If the image is being served, give the control SOCKET of the server\n"
+  "(nbdchain serve --control SOCKET): it streams while it serves, and closes\n"
+  "what it does not need any more.\n"
   "\n"
   "      --down-to=LAYER    copy only what is above LAYER, which becomes the\n"
   "                         backing; \"nbdchain info --chain\" shows the names\n"
@@ -142,7 +142,8 @@ static int
 watch (struct streaming *s, struct nc_jobs *jobs)
 {
   struct progress *progress =
-    progress_start ("streaming", progress_style (s->request.progress, s->request.json));
+    progress_start ("streaming", progress_style (s->request.progress,
+                                                 s->request.json));
   char why[NC_JOB_TEXT];
   bool is_cancelled = false;
   int r;
