@@ -57,12 +57,14 @@ until_true ()
   done
 }
 
-# guest_remote FILE: serve it read-only, as another host would, and set
-# $remote to its URI.
+# guest_remote FILE [PARAMETER...]: serve it read-only, as another host would,
+# with parameters of nbdkit's delay filter; set $remote to its URI and $base to
+# its process.
 guest_remote ()
 {
   local socket=$BATS_TEST_TMPDIR/remote.sock
-  guest_start remote nbdkit -f -r -U "$socket" file "$1"
+  guest_start remote nbdkit -f -r -U "$socket" --filter=delay file "$@"
+  base=$started
   until_true 10 test -S "$socket"
   remote="nbd+unix:///?socket=$socket"
 }
@@ -107,7 +109,7 @@ guest_teardown ()
     guest_end "${guest_pids[pid]}" 2>/dev/null || true
   done
   if [ -z "${BATS_TEST_COMPLETED-}" ]; then
-    for file in remote.err serve.err; do
+    for file in remote.err serve.err console; do
       [ ! -s "$BATS_TEST_TMPDIR/$file" ] || {
         echo "--- $file:"
         tail -n 30 "$BATS_TEST_TMPDIR/$file"
