@@ -38,21 +38,22 @@ class Bench:
     def path(self, name):
         return os.path.join(self.directory, name)
 
-    def serve(self, contender, image):
-        """Start CONTENDER on IMAGE; it may not listen yet."""
+    def serve(self, contender, image, more=()):
+        """Start CONTENDER on IMAGE; it may not listen yet.  MORE:
+        arguments."""
         sock = self.path("sock")
         argv = who.command(contender, image, sock, self.threads, self.build)
-        return self._start(contender, argv, sock)
+        return self._start(contender, [*argv, *more], sock)
 
-    def serve_over(self, contender, image, remote, control=False):
+    def serve_over(self, contender, image, remote, control=False, more=()):
         """Start CONTENDER on IMAGE, which has REMOTE as its backing, or
-        on that alone."""
+        on that alone.  MORE: arguments."""
         sock = self.path("sock")
         argv = who.over_remote(contender, image, remote.socket, sock,
                                self.threads, self.build)
         if control:
             argv += who.control(contender, self.path("control"))
-        return self._start(contender, argv, sock)
+        return self._start(contender, [*argv, *more], sock)
 
     def _start(self, contender, argv, sock):
         return Server(argv, sock, who.export(contender), self.path("log"),

@@ -28,6 +28,8 @@ ALL = [
     Contender("cache", "nbdkit cache", "raw"),
     Contender("copy-on-read", "nbdchain copy-on-read", "fvd", ours=True),
     Contender("prefetch", "nbdchain prefetch", "fvd", ours=True),
+    Contender("profile", "nbdchain with a profile", "fvd", ours=True),
+    Contender("local", "nbdchain, base local", "fvd", ours=True),
     Contender("qsd-cor", "QSD copy-on-read", "qcow2"),
     Contender("nbdcopy", "nbdcopy", "raw"),
     Contender("stream", "nbdchain stream", "fvd", ours=True),
@@ -48,6 +50,7 @@ class Build:
         self.filters = {name: os.path.join(
             directory, "filters", ".libs", f"nbdkit-{name}-filter.so")
             for name in ("stream", "prefetch")}
+        self.guest = os.path.join(directory, "guest")
         libs = os.path.join(directory, "lib", ".libs")
         self.env = dict(os.environ)
         self.env["LD_LIBRARY_PATH"] = ":".join(
@@ -95,7 +98,7 @@ def command(contender, image, sock, threads, build):
     name = contender.id
     if name in ("file", "file-again", "overwrite"):
         return _nbdkit(sock, threads, "file", image)
-    if name in ("chain", "data-file", "compact", "small-journal"):
+    if name in ("chain", "local", "data-file", "compact", "small-journal"):
         return _nbdkit(sock, threads, build.plugin, image)
     if name == "serve":
         return [build.cli, "serve", image, "-U", sock,
@@ -114,6 +117,11 @@ def control(contender, path):
     return [f"control={path}"]
 
 
+# As "nbdchain serve" loads them for --copy-on-read and --prefetch.
+_FILTERS = {"copy-on-read": ["stream"], "prefetch": ["prefetch"],
+            "profile": ["stream", "prefetch"]}
+
+
 def over_remote(contender, image, far, sock, threads, build):
     """The command that serves on SOCK what is far, a socket.  It is the
     backing of IMAGE; nbdkit's filters have no image, but a file of their
@@ -122,9 +130,8 @@ def over_remote(contender, image, far, sock, threads, build):
         return _nbdkit(sock, threads, f"--filter={contender.id}", "nbd",
                        f"socket={far}", f"{contender.id}-on-read=true")
     if contender.ours:
-        name = {"copy-on-read": "stream"}.get(contender.id, contender.id)
-        filters = [f"--filter={build.filters[name]}"] \
-            if name in build.filters else []
+        filters = [f"--filter={build.filters[name]}"
+                   for name in _FILTERS.get(contender.id, ())]
         return _nbdkit(sock, threads, *filters, build.plugin, image,
                        f"allow={uri(far)}")
     return _qsd(image, sock, "qcow2",

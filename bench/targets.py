@@ -25,6 +25,7 @@ import group_a
 import group_i
 import group_j
 import group_k
+import group_l
 from contenders import AGAIN, BY_ID
 
 NOISY = 0.85
@@ -85,6 +86,9 @@ TARGETS = [
            "ratio >=", 0.95, ("copy-on-read",), "file"),
     *(Target("K", metric(delay), rule, limit, ("chain", "prefetch"))
       for delay in group_k.DELAYS for metric, rule, limit in _MANNERS),
+    Target("L", group_l.BOOT, "ratio <=", 1.3, ("profile",), "local"),
+    Target("L", group_l.REPLAY, "ratio <=", 0.2, ("profile",)),
+    Target("L", group_l.REPLAY, "ratio <=", 0.5, ("copy-on-read",)),
 ]
 
 
