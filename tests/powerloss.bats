@@ -404,7 +404,8 @@ write_judge ()
     "$nbdchain" info --json top.fvd | python3 -c "
 import json, sys
 p = json.load(sys.stdin)[\"fvd\"][\"prefetch\"]
-assert (p[\"whole\"], p[\"unit\"]) in ((False, 0), (True, 4096), (False, 8192)), p"
+now = p[\"whole\"], p[\"bytes_per_prefetch\"]
+assert now in ((False, 0), (True, 4096), (False, 8192)), p"
     nbdkit -U - "$plugin" top.fvd \
       --run "nbdcopy \"\$uri\" - | cmp - '"$PWD"'/now.raw"'
   scratch_dir
