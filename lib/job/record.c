@@ -120,6 +120,23 @@ nc_record_parse (const char *text, size_t len, const char *uuid,
   return list;
 }
 
+/* Up to SIZE bytes of a file.  Returns how many there are, or -1. */
+static ssize_t
+read_all (int fd, char *buf, size_t size)
+{
+  size_t len = 0;
+  ssize_t n = 1;
+
+  while (len < size && n != 0) {
+    n = read (fd, buf + len, size - len);
+    if (n == -1 && errno != EINTR)
+      return -1;
+    if (n > 0)
+      len += n;
+  }
+  return len;
+}
+
 /* Returns the file's text; NULL with errno, and a message in WHY if it is
  * not that of errno. */
 static char *
@@ -141,7 +158,7 @@ load (const char *path, size_t *len, char why[NC_JOB_TEXT])
     return (char *) refuse (why, "others than the server's user may write "
                             "to it");
   text = malloc (NC_RECORD_MAX);
-  n = text ? read (fd, text, NC_RECORD_MAX) : -1;
+  n = text ? read_all (fd, text, NC_RECORD_MAX) : -1;
   if (n == -1) {
     free (text);
     return NULL;
