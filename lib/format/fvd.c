@@ -281,14 +281,25 @@ fvd_run (struct nc_layer *layer, uint64_t offset, uint64_t count,
          bool *allocated, uint64_t *run)
 {
   struct fvd *f = fvd_of (layer);
-  enum nc_bitmap_found found;
-  uint64_t blk, max, n;
+  enum nc_bitmap_found found, first = NC_RUN_UNLOADED;
+  uint64_t blk, max, n = 0, more;
 
   blocks_of (f, offset, count, &blk, &max);
-  while ((found = nc_bitmap_run (f->bm, blk, max, &n)) == NC_RUN_UNLOADED)
-    if (fvd_page_load (f, blk / NC_PAGE_BLOCKS) == -1)
-      return -1;
-  *allocated = found == NC_RUN_SET;
+  /* A run that ends before a page that is not loaded may go on in it. */
+  while (n < max) {
+    found = nc_bitmap_run (f->bm, blk + n, max - n, &more);
+    if (found == NC_RUN_UNLOADED) {
+      if (fvd_page_load (f, (blk + n) / NC_PAGE_BLOCKS) == -1)
+        return -1;
+      continue;
+    }
+    if (first == NC_RUN_UNLOADED)
+      first = found;
+    if (found != first)
+      break;
+    n += more;
+  }
+  *allocated = first == NC_RUN_SET;
   *run = nc_min64 (count, ((blk + n) << f->h.block_bits) - offset);
   return 0;
 }
