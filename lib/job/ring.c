@@ -36,7 +36,9 @@ struct nc_ring {
   uint32_t size;                /* of a buffer */
 
   pthread_mutex_t lock;         /* guards the rest */
-  pthread_cond_t changed;
+  pthread_cond_t work;          /* for threads: there may be a piece to
+                                   begin, or the ring is at work, or ends */
+  pthread_cond_t changed;       /* for who runs the ring */
   bool is_running, is_interrupted, is_ending;
   uint64_t runs;                /* how often it was run */
   int first_errno;
@@ -72,6 +74,7 @@ nc_ring_new (const struct nc_ring_ops *ops, void *opaque, uint32_t size)
   ring->limit = nc_min64 (NC_RING_THREADS, NC_RING_MEMORY / size);
   nc_window_init (&ring->window, ring->limit);
   pthread_mutex_init (&ring->lock, NULL);
+  pthread_cond_init (&ring->work, NULL);
   pthread_cond_init (&ring->changed, NULL);
   return ring;
 }
@@ -89,6 +92,13 @@ is_at_work_locked (const struct nc_ring *ring)
 }
 
 static bool
+is_over_locked (const struct nc_ring *ring)
+{
+  return ring->is_interrupted || ring->first_errno ||
+    (ring->has_ended && ring->first == ring->end);
+}
+
+static bool
 may_begin_locked (const struct nc_ring *ring)
 {
   return is_at_work_locked (ring) && ring->first_errno == 0 &&
@@ -97,12 +107,40 @@ may_begin_locked (const struct nc_ring *ring)
     ring->end - ring->first < NC_RING_SLOTS;
 }
 
+/* Whether another thread would find work: one that is planning is not at
+ * work yet, but will be. */
+static bool
+needs_thread_locked (const struct nc_ring *ring)
+{
+  return ring->n_threads < limit_locked (ring) && !ring->has_ended &&
+    ring->in_flight + ring->is_planning >= ring->n_threads;
+}
+
+/* One more piece may be begun: by a thread that waits, or by a new one.  It
+ * does the same when it has begun one. */
+static void
+wake_next_locked (struct nc_ring *ring)
+{
+  if (may_begin_locked (ring))
+    pthread_cond_signal (&ring->work);
+  if (needs_thread_locked (ring))
+    pthread_cond_signal (&ring->changed);
+}
+
+/* Something has changed for all. */
+static void
+wake_locked (struct nc_ring *ring)
+{
+  pthread_cond_broadcast (&ring->work);
+  pthread_cond_signal (&ring->changed);
+}
+
 static void
 fail_locked (struct nc_ring *ring, int err)
 {
   if (ring->first_errno == 0)
     ring->first_errno = err;
-  pthread_cond_broadcast (&ring->changed);
+  wake_locked (ring);
 }
 
 /* Wait until the ring is at work.  Returns false if it will not be. */
@@ -110,7 +148,7 @@ static bool
 wait_for_work_locked (struct nc_ring *ring)
 {
   while (!is_at_work_locked (ring) && !ring->is_ending)
-    pthread_cond_wait (&ring->changed, &ring->lock);
+    pthread_cond_wait (&ring->work, &ring->lock);
   return !ring->is_ending && ring->first_errno == 0;
 }
 
@@ -185,17 +223,19 @@ begin_locked (struct nc_ring *ring, struct slot **slot)
   r = plan (ring);
   pthread_mutex_lock (&ring->lock);
   ring->is_planning = false;
-  pthread_cond_broadcast (&ring->changed);
   if (r == 0 && ring->is_planned)
     ring->is_interrupted = true;        /* by whoever throttles */
   else if (r == 0)
     ring->has_ended = true;
-  if (r != 1)
+  if (r != 1) {
+    pthread_cond_signal (&ring->changed);
     return false;
+  }
   *slot = &ring->slot[ring->end++ % NC_RING_SLOTS];
   **slot = (struct slot) { .piece = ring->planned };
   ring->is_planned = false;
   ring->in_flight++;
+  wake_next_locked (ring);
   return true;
 }
 
@@ -214,7 +254,7 @@ end_storing (struct nc_ring *ring)
 {
   NC_LOCKED (&ring->lock);
   if (--ring->storing == 0)
-    pthread_cond_broadcast (&ring->changed);
+    pthread_cond_signal (&ring->changed);
 }
 
 static bool
@@ -235,6 +275,7 @@ read_piece (struct nc_ring *ring, struct nc_piece *piece, char *buf)
   ring->time_reading += time;
   NC_LOCKED (&ring->lock);
   nc_window_note (&ring->window, time);
+  wake_next_locked (ring);
   return true;
 }
 
@@ -298,7 +339,7 @@ thread (void *opaque)
     fail_locked (ring, ENOMEM);
   while (!ring->is_ending && ring->first_errno == 0) {
     if (!may_begin_locked (ring)) {
-      pthread_cond_wait (&ring->changed, &ring->lock);
+      pthread_cond_wait (&ring->work, &ring->lock);
       continue;
     }
     if (!begin_locked (ring, &slot))
@@ -309,19 +350,13 @@ thread (void *opaque)
     ring->in_flight--;
     slot->is_copied = is_copied;
     give_back_locked (ring);
-    pthread_cond_broadcast (&ring->changed);
+    if (is_over_locked (ring))
+      pthread_cond_signal (&ring->changed);
   }
   return NULL;
 }
 
 /* Running. */
-
-static bool
-is_over_locked (const struct nc_ring *ring)
-{
-  return ring->is_interrupted || ring->first_errno ||
-    (ring->has_ended && ring->first == ring->end);
-}
 
 static void
 start_thread_locked (struct nc_ring *ring)
@@ -339,22 +374,13 @@ start_thread_locked (struct nc_ring *ring)
   }
 }
 
-/* Whether another thread would find work: one that is planning is not at
- * work yet, but will be. */
-static bool
-needs_thread_locked (const struct nc_ring *ring)
-{
-  return ring->n_threads < limit_locked (ring) && !ring->has_ended &&
-    ring->in_flight + ring->is_planning >= ring->n_threads;
-}
-
 int
 nc_ring_run (struct nc_ring *ring)
 {
   NC_LOCKED (&ring->lock);
   ring->is_running = true;
   ring->runs++;
-  pthread_cond_broadcast (&ring->changed);
+  wake_locked (ring);
   while (!is_over_locked (ring)) {
     if (needs_thread_locked (ring))
       start_thread_locked (ring);
@@ -379,7 +405,7 @@ nc_ring_interrupt (struct nc_ring *ring)
 {
   NC_LOCKED (&ring->lock);
   ring->is_interrupted = true;
-  pthread_cond_broadcast (&ring->changed);
+  wake_locked (ring);
 }
 
 void
@@ -387,7 +413,7 @@ nc_ring_set_limit (struct nc_ring *ring, unsigned limit)
 {
   NC_LOCKED (&ring->lock);
   ring->limit = limit;
-  pthread_cond_broadcast (&ring->changed);
+  wake_locked (ring);
 }
 
 unsigned
@@ -413,10 +439,11 @@ nc_ring_free (struct nc_ring *ring)
   {
     NC_LOCKED (&ring->lock);
     ring->is_ending = true;
-    pthread_cond_broadcast (&ring->changed);
+    wake_locked (ring);
   }
   for (unsigned i = 0; i < ring->n_threads; ++i)
     pthread_join (ring->thread[i], NULL);
+  pthread_cond_destroy (&ring->work);
   pthread_cond_destroy (&ring->changed);
   pthread_mutex_destroy (&ring->lock);
   free (ring);

@@ -22,8 +22,8 @@
 
 #include "job/window.h"
 
-#define NC_RING_MEMORY (UINT32_C (32) << 20)
-#define NC_RING_PIECE (UINT32_C (512) << 10)    /* fills all threads */
+#define NC_RING_MEMORY (UINT32_C (64) << 20)
+#define NC_RING_PIECE (UINT32_C (1) << 20)      /* fills all threads */
 #define NC_RING_PIECE_MAX (UINT32_C (4) << 20)  /* two of the largest block */
 #define NC_RING_THREADS NC_WINDOW_MAX
 #define NC_RING_SLOTS 256       /* pieces begun and not yet done, at most */

@@ -3,26 +3,34 @@
 
 /* The limit doubles while there is room, and gives up a quarter when there is
  * none; between the two it stays.  It is looked at once for as many requests
- * as are in flight, so that each look is at requests of the limit in force. */
+ * as are in flight, so that each look is at requests of the limit in force.
+ *
+ * The quickest may be out of date, when the way has become longer.  So from
+ * time to time the limit is low for a moment, and what is quickest then counts
+ * from there on: without that, requests that wait for each other all the time
+ * would be taken for a long way. */
 
 #include <config.h>
 
 #include "job/window.h"
 
+#include <stdbool.h>
+
 #include "checked.h"
 
 /* Below this, differences are those of a busy machine. */
 #define QUICK UINT64_C (1000000)        /* nanoseconds */
-#define ROOM 2                  /* times the quickest, at most: more */
+#define ROOM 3                  /* times the quickest, at most: more */
 #define CROWDED 4               /* at least: less */
-#define PERIOD 64               /* rounds after which a way may have become
-                                   longer for good */
+#define PERIOD 64               /* rounds from one time to the next */
+#define MOMENT 2                /* rounds */
+#define LOW 4                   /* part of the limit */
 
 void
 nc_window_init (struct nc_window *window, unsigned max)
 {
   *window = (struct nc_window) {
-    .limit = max < NC_WINDOW_MIN ? max : NC_WINDOW_MIN,
+    .limit = nc_min64 (max, NC_WINDOW_START),
     .max = max,
   };
 }
@@ -33,18 +41,22 @@ look (struct nc_window *window)
   const uint64_t mean = window->total / window->n;
   const uint64_t quick = nc_max64 (window->quickest, QUICK);
   const unsigned min = nc_min64 (window->max, NC_WINDOW_MIN);
+  const bool is_low = window->rounds >= PERIOD;
 
-  if (mean < ROOM * quick)
+  if (mean < ROOM * quick && !is_low)
     window->limit = nc_min64 (window->limit * 2, window->max);
   else if (mean > CROWDED * quick)
     window->limit = nc_max64 (window->limit - window->limit / 4, min);
   window->n = 0;
   window->total = 0;
-  if (++window->rounds < PERIOD)
-    return;
-  window->rounds = 0;
-  window->quickest = window->quickest_now;
-  window->quickest_now = 0;
+  if (++window->rounds == PERIOD) {
+    window->limit = nc_max64 (window->limit / LOW, min);
+    window->quickest_now = 0;
+  }
+  else if (window->rounds == PERIOD + MOMENT) {
+    window->quickest = window->quickest_now;
+    window->rounds = 0;
+  }
 }
 
 void

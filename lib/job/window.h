@@ -13,6 +13,7 @@
 
 #include <stdint.h>
 
+#define NC_WINDOW_START 16
 #define NC_WINDOW_MIN 4
 #define NC_WINDOW_MAX 64
 
@@ -21,12 +22,12 @@ struct nc_window {
   unsigned max;                 /* that the limit may come to */
   unsigned n;                   /* requests since it was last looked at */
   uint64_t total;               /* their nanoseconds */
-  uint64_t quickest;            /* of this and the last period; 0 = none */
-  uint64_t quickest_now;
-  unsigned rounds;              /* of the period */
+  uint64_t quickest;            /* nanoseconds; 0 = none */
+  uint64_t quickest_now;        /* since the limit was lowered to find out */
+  unsigned rounds;              /* since it was last found out */
 };
 
-/* Begin with NC_WINDOW_MIN, or MAX if that is less. */
+/* Begin with NC_WINDOW_START, or MAX if that is less. */
 extern void nc_window_init (struct nc_window *window, unsigned max)
   __attribute__ ((__nonnull__ (1)));
 
