@@ -319,6 +319,95 @@ parse_query (const char *query, const char *context, int refused,
   return 0;
 }
 
+static const char *
+path_of (xmlURIPtr xml)
+{
+  return xml->path ? xml->path : "";
+}
+
+/* Refuse what is no NBD URI, or has parts that such a one never has.  XML is
+ * NULL if TEXT is no URI at all. */
+static int
+check_parts (xmlURIPtr xml, const char *text, const char *context,
+             int refused)
+{
+  const char *path;
+
+  errno = EINVAL;
+  /* An escaped NUL would end strings early. */
+  if (xml == NULL || xml->scheme == NULL || strstr (text, "%00")) {
+    nc_error ("%s cannot be parsed as a URI: bytes other than letters, "
+              "digits and -._~ must be written as %%XX", context);
+    return -1;
+  }
+  if (!is_nbd_scheme (xml->scheme, strlen (xml->scheme))) {
+    nc_error ("%s is not an NBD URI: the schemes are nbd, nbds, nbd+unix "
+              "and nbds+unix", context);
+    return -1;
+  }
+  path = path_of (xml);
+  if (xml->opaque || (path[0] != '\0' && path[0] != '/') ||
+      (xml->server == NULL && strstr (text, "://") == NULL)) {
+    nc_error ("%s lacks \"//\" after its scheme", context);
+    return -1;
+  }
+  errno = refused;
+  if (xml->user) {
+    nc_error ("%s has user information before an \"@\", which is never "
+              "taken from there; give the whole reference on the command "
+              "line (base=, or --base)", context);
+    return -1;
+  }
+  if (xml->fragment) {
+    nc_error ("%s has a fragment after \"#\", which means nothing in an NBD "
+              "URI; write %%23 if the character belongs to the name",
+              context);
+    return -1;
+  }
+  return 0;
+}
+
+static int
+check_socket (xmlURIPtr xml, const char *context, const struct uri *uri)
+{
+  errno = EINVAL;
+  if (xml->server && xml->server[0] != '\0') {
+    nc_error ("%s has a host, which a Unix socket does not: write three "
+              "slashes, %s:///EXPORT?socket=PATH", context, uri->scheme);
+    return -1;
+  }
+  if (uri->socket == NULL || uri->socket[0] != '/') {
+    nc_error ("%s must have the parameter \"socket\", an absolute path",
+              context);
+    return -1;
+  }
+  return 0;
+}
+
+static int
+parse_host (xmlURIPtr xml, const char *context, struct uri *uri)
+{
+  errno = EINVAL;
+  if (uri->socket) {
+    nc_error ("%s has a socket, but its scheme is for TCP: write %s+unix",
+              context, uri->scheme);
+    return -1;
+  }
+  if (xml->port > 65535) {
+    nc_error ("%s has the port %d: it must be from 1 to 65535",
+              context, xml->port);
+    return -1;
+  }
+  uri->port = xml->port > 0 ? xml->port : NBD_PORT;
+  /* libnbd connects to "localhost" where the host is absent. */
+  uri->host = normal_host (xml->server && xml->server[0] != '\0' ?
+                           xml->server : "localhost");
+  if (uri->host)
+    return 0;
+  nc_error ("strdup: %m");
+  return -1;
+}
+
 /* Parse TEXT into *uri, which free_uri releases also after an error.
  * CONTEXT starts the messages; REFUSED is the errno for a URI that is right
  * but has what is never taken. */
@@ -329,47 +418,14 @@ parse_uri (const char *text, const char *context, int refused,
   __attribute__ ((__cleanup__ (free_xml_uri))) xmlURIPtr xml =
     xmlParseURI (text);
   const char *path;
-  bool is_unix;
 
   memset (uri, 0, sizeof *uri);
-  /* An escaped NUL would end strings early. */
-  if (xml == NULL || xml->scheme == NULL || strstr (text, "%00")) {
-    nc_error ("%s cannot be parsed as a URI: bytes other than letters, "
-              "digits and -._~ must be written as %%XX", context);
-    errno = EINVAL;
-    return -1;
-  }
-  if (!is_nbd_scheme (xml->scheme, strlen (xml->scheme))) {
-    nc_error ("%s is not an NBD URI: the schemes are nbd, nbds, nbd+unix "
-              "and nbds+unix", context);
-    errno = EINVAL;
-    return -1;
-  }
-  path = xml->path ? xml->path : "";
-  if (xml->opaque || (path[0] != '\0' && path[0] != '/') ||
-      (xml->server == NULL && strstr (text, "://") == NULL)) {
-    nc_error ("%s lacks \"//\" after its scheme", context);
-    errno = EINVAL;
-    return -1;
-  }
-  if (xml->user) {
-    nc_error ("%s has user information before an \"@\", which is never "
-              "taken from there; give the whole reference on the command "
-              "line (base=, or --base)", context);
-    errno = refused;
-    return -1;
-  }
-  if (xml->fragment) {
-    nc_error ("%s has a fragment after \"#\", which means nothing in an NBD "
-              "URI; write %%23 if the character belongs to the name",
-              context);
-    errno = refused;
-    return -1;
-  }
-  if (xml->query_raw &&
-      parse_query (xml->query_raw, context, refused, uri) == -1)
+  if (check_parts (xml, text, context, refused) == -1 ||
+      (xml->query_raw &&
+       parse_query (xml->query_raw, context, refused, uri) == -1))
     return -1;
 
+  path = path_of (xml);
   uri->scheme = strdup (xml->scheme);
   uri->export_name = strdup (path[0] == '/' ? path + 1 : path);
   if (uri->scheme == NULL || uri->export_name == NULL) {
@@ -377,45 +433,8 @@ parse_uri (const char *text, const char *context, int refused,
     return -1;
   }
   lower_case (uri->scheme);
-  is_unix = strstr (uri->scheme, "+unix") != NULL;
-
-  if (is_unix) {
-    if (xml->server && xml->server[0] != '\0') {
-      nc_error ("%s has a host, which a Unix socket does not: write three "
-                "slashes, %s:///EXPORT?socket=PATH", context, uri->scheme);
-      errno = EINVAL;
-      return -1;
-    }
-    if (uri->socket == NULL || uri->socket[0] != '/') {
-      nc_error ("%s must have the parameter \"socket\", an absolute path",
-                context);
-      errno = EINVAL;
-      return -1;
-    }
-    return 0;
-  }
-
-  if (uri->socket) {
-    nc_error ("%s has a socket, but its scheme is for TCP: write %s+unix",
-              context, uri->scheme);
-    errno = EINVAL;
-    return -1;
-  }
-  if (xml->port > 65535) {
-    nc_error ("%s has the port %d: it must be from 1 to 65535",
-              context, xml->port);
-    errno = EINVAL;
-    return -1;
-  }
-  uri->port = xml->port > 0 ? xml->port : NBD_PORT;
-  /* libnbd connects to "localhost" where the host is absent. */
-  uri->host = normal_host (xml->server && xml->server[0] != '\0' ?
-                           xml->server : "localhost");
-  if (uri->host == NULL) {
-    nc_error ("strdup: %m");
-    return -1;
-  }
-  return 0;
+  return strstr (uri->scheme, "+unix") ? check_socket (xml, context, uri)
+    : parse_host (xml, context, uri);
 }
 
 /* Whether one of the components of an export's name is "." or "..". */
