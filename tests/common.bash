@@ -20,6 +20,9 @@ if [ -z "${NBDCHAIN_PLUGIN-}" ]; then
   . "${NBDCHAIN_BUILD:-$top_srcdir/build}/tests/env.bash"
 fi
 
+# shellcheck source=tests/children.bash
+. "$top_srcdir/tests/children.bash"
+
 harness=$top_builddir/tests/harness
 peers=$top_builddir/tests/peers
 PATH=$top_builddir:/usr/bin:$PATH
@@ -37,7 +40,7 @@ teardown ()
   local status=$? i pid dir file
   # nbdkit waits for its clients to go, so all are told at once.
   for pid in "${started_pids[@]}"; do
-    kill "$pid" 2>/dev/null || :
+    ! is_child "$pid" || kill "$pid" 2>/dev/null || :
   done
   for ((i = ${#started_pids[@]} - 1; i >= 0; i--)); do
     stop "${started_pids[i]}" >/dev/null 2>&1 || :
@@ -118,15 +121,18 @@ ends ()
   [ $((SECONDS - since)) -gt 2 ] && hung=yes
 }
 
-# stop PID: ask it to end, force it after ten seconds.  Status: its own.
+# stop PID: ask it to end, force it after ten seconds.  Status: its own, also if
+# it has ended before.
 stop ()
 {
   local children hung='' since=$SECONDS
-  children=$(pgrep -P "$1" | tr '\n' ' ')
-  kill "$1" 2>/dev/null || :
-  if ! wait_for 10 ends "$1" || [ -n "$hung" ]; then
-    # shellcheck disable=SC2086
-    kill -KILL "$1" $children 2>/dev/null || :
+  if is_child "$1"; then
+    children=$(pgrep -P "$1" | tr '\n' ' ')
+    kill "$1" 2>/dev/null || :
+    if ! wait_for 10 ends "$1" || [ -n "$hung" ]; then
+      # shellcheck disable=SC2086
+      kill -KILL "$1" $children 2>/dev/null || :
+    fi
   fi
   wait "$1" || [ -n "$hung" ]
 }

@@ -10,6 +10,9 @@
 : "${top_builddir:=${NBDCHAIN_BUILD:-$top_srcdir/build}}"
 : "${NBDCHAIN:=$top_builddir/nbdchain}"
 
+# shellcheck source=tests/children.bash
+. "$top_srcdir/tests/children.bash"
+
 # Made once, and kept in the build tree for the next run and for the demo.
 guest=$top_builddir/guest
 
@@ -29,19 +32,21 @@ guest_start ()
 }
 
 # guest_end PID: stop a process, by force after ten seconds, and wait for it.
-# Status: its own.
+# Status: its own, also if it has ended before.
 guest_end ()
 {
   local pid=$1 tries=0
-  kill "$pid" 2>/dev/null || true
-  while kill -0 "$pid" 2>/dev/null; do
-    tries=$((tries + 1))
-    if [ "$tries" -gt 100 ]; then
-      kill -KILL "$pid"
-      break
-    fi
-    sleep 0.1
-  done
+  if is_child "$pid"; then
+    kill "$pid" 2>/dev/null || true
+    while kill -0 "$pid" 2>/dev/null; do
+      tries=$((tries + 1))
+      if [ "$tries" -gt 100 ]; then
+        kill -KILL "$pid"
+        break
+      fi
+      sleep 0.1
+    done
+  fi
   wait "$pid"
 }
 

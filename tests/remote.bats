@@ -130,7 +130,7 @@ teardown ()
 {
   local status=$? pid
   for pid in "${started_pids[@]}"; do
-    kill -CONT "$pid" 2>/dev/null || :
+    ! is_child "$pid" || kill -CONT "$pid" 2>/dev/null || :
   done
   common_teardown
   return "$status"
@@ -1069,7 +1069,7 @@ lie_all ()
     (
       started_pids=()
       trap 'for p in "${started_pids[@]}"; do
-              kill "$p" 2>/dev/null || :
+              ! is_child "$p" || kill "$p" 2>/dev/null || :
               wait "$p" || :
             done' EXIT
       set -e

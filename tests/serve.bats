@@ -11,6 +11,8 @@
 # shellcheck disable=SC2030,SC2031
 bats_require_minimum_version 1.5.0
 
+load children
+
 setup() {
   cd "$BATS_TEST_TMPDIR" || return 1
   # nbdsh needs the python3 that it was installed for.
@@ -23,11 +25,8 @@ setup() {
 
 teardown() {
   local pid
-  if [ -n "$serve_pid" ]; then
-    kill -KILL "$serve_pid" 2>/dev/null || :
-  fi
-  for pid in "${others[@]}"; do
-    kill -KILL "$pid" 2>/dev/null || :
+  for pid in "${others[@]}" $serve_pid; do
+    ! is_child "$pid" || kill -KILL "$pid" 2>/dev/null || :
   done
   # Servers end by themselves once serve is gone; some of the script do not.
   if [ -e "$dir/pids" ]; then
