@@ -345,6 +345,28 @@ open_backing (struct build *b)
 
 /* The top image. */
 
+/* Fill in INFO for the image behind FD, which stays open. */
+static int
+inspect_fd (int fd, const char *path, struct nc_image_info *info)
+{
+  static const struct nc_layer_options read_only = { .memory_fd = -1 };
+  const int own_fd = fcntl (fd, F_DUPFD_CLOEXEC, 0);
+  struct nc_dev *dev = own_fd == -1 ? NULL
+    : nc_dev_open_fd (own_fd, path, NC_DEV_UNLOCKED);
+  struct nc_layer *layer = dev == NULL ? NULL
+    : nc_layer_open (&nc_format_fvd, dev, path, &read_only);
+  int r;
+
+  if (layer == NULL)
+    return -1;
+  r = nc_layer_info (layer, info);
+  /* That it was retired must be durable before the other is written. */
+  if (r == 0 && info->retired)
+    r = dev->ops->sync (dev);
+  nc_layer_close (layer);
+  return r;
+}
+
 /* If the image behind FD, known as *PATH, was retired, replace both by its
  * successor, and UUID by what it must have.  A UUID that is given ("" if
  * not) is checked.  Returns 1 if so, 0 if not, -1 on error. */
@@ -352,24 +374,12 @@ static int
 follow_one (const struct nc_chain_options *opts, int *fd, char **path,
             char uuid[NC_UUID_TEXT])
 {
-  static const struct nc_layer_options read_only = { .memory_fd = -1 };
   __attribute__ ((__cleanup__ (nc_image_info_free)))
     struct nc_image_info info = { 0 };
-  const int own_fd = fcntl (*fd, F_DUPFD_CLOEXEC, 0);
-  struct nc_dev *dev = own_fd == -1 ? NULL
-    : nc_dev_open_fd (own_fd, *path, NC_DEV_UNLOCKED);
-  struct nc_layer *layer = dev == NULL ? NULL
-    : nc_layer_open (&nc_format_fvd, dev, *path, &read_only);
   char *next_path;
   int r, next;
 
-  if (layer == NULL)
-    return -1;
-  r = nc_layer_info (layer, &info);
-  /* That it was retired must be durable before the other is written. */
-  if (r == 0 && info.retired)
-    r = dev->ops->sync (dev);
-  nc_layer_close (layer);
+  r = inspect_fd (*fd, *path, &info);
   if (r == 0 && *uuid && strcmp (uuid, info.uuid) != 0) {
     nc_error ("%s: has the UUID %s, but the image that took over has %s",
               *path, info.uuid, uuid);
@@ -419,6 +429,17 @@ open_top_fd (const struct nc_chain_options *opts, bool follow, char **path)
     return fd;
   close (fd);
   return -1;
+}
+
+int
+nc_chain_inspect_top (const struct nc_chain_options *opts,
+                      struct nc_image_info *info)
+{
+  NC_FREE char *path = strdup (opts->image);
+  NC_CLOSE int fd = path ? open_top_fd (opts, opts->follow, &path) : -1;
+
+  memset (info, 0, sizeof *info);
+  return fd == -1 ? -1 : inspect_fd (fd, path, info);
 }
 
 /* A remote as the top: a raw disk, since only a file can be an image. */

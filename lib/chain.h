@@ -63,6 +63,13 @@ struct nc_chain_options {
 extern struct nc_chain *nc_chain_open (const struct nc_chain_options *opts)
   __attribute__ ((__nonnull__ (1)));
 
+/* Fill in INFO for the fvd image that would be the top of the chain, also
+ * while it is in use; its backing is not opened.  Release it with
+ * nc_image_info_free.  Returns -1 on error, reported. */
+extern int nc_chain_inspect_top (const struct nc_chain_options *opts,
+                                 struct nc_image_info *info)
+  __attribute__ ((__nonnull__ (1, 2)));
+
 /* Start threads and connections.  Returns -1 on error, reported. */
 extern int nc_chain_start (struct nc_chain *chain)
   __attribute__ ((__nonnull__ (1)));

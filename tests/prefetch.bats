@@ -226,6 +226,81 @@ is_local ()
   wait_for 20 is_local
 }
 
+# serve_alone [ARGUMENT...]: top.fvd, without a word of prefetching.
+serve_alone ()
+{
+  serve top.fvd --allow "$allow" --control qmp "$@"
+}
+
+# does_not_prefetch: the filter is not there.
+does_not_prefetch ()
+{
+  [[ $(ask x-query-prefetch) == *CommandNotFound* ]]
+  [ "$(layers)" = "$1" ]
+}
+
+@test "an image that says so becomes local, unless the command line says no" {
+  make_remote
+  serve_alone
+  does_not_prefetch 2
+  stop "$pid"
+  "$NBDCHAIN" amend --prefetch=on --prefetch-max-read-throughput=64M top.fvd
+  for no in --no-prefetch --read-only; do
+    serve_alone "$no"
+    does_not_prefetch 2
+    stop "$pid"
+    [ ! -s serve.err ]
+  done
+  serve_alone -- prefetch=off
+  [ "$(ask x-query-prefetch | member 'D["policy"]["prefetch"]')" = False ]
+  [ "$(job id)" = "" ]
+  stop "$pid"
+
+  serve_alone
+  grep "top.fvd: says --prefetch=on.*--no-prefetch" serve.err
+  [ "$(ask x-query-prefetch |
+    member 'D["policy"]["prefetch-max-read-throughput"]')" = 67108864 ]
+  wait_for 30 is_local
+  stop "$pid"
+  stop "$base"
+  # Nothing is left to do.
+  serve_alone
+  does_not_prefetch 1
+  assert_same_as base.raw "$uri"
+}
+
+@test "what an image says counts, not what one that was retired said" {
+  make_remote
+  "$NBDCHAIN" amend --prefetch=on top.fvd
+  "$NBDCHAIN" snapshot top.fvd new.fvd
+  serve_alone
+  does_not_prefetch 3
+  stop "$pid"
+  "$NBDCHAIN" amend --prefetch=on new.fvd
+  serve_alone
+  wait_for 30 is_local
+  assert_same_as base.raw "$uri"
+}
+
+@test "the profile alone can be what an image wants" {
+  make_remote
+  "$NBDCHAIN" amend --prefetch-profile=on top.fvd
+  printf '%s\n' 'nbdchain-profile 1' "size $size" '0 1048576 65536' >boot
+  "$NBDCHAIN" profile import top.fvd boot
+  serve_alone
+  grep "top.fvd: says --prefetch-profile=on" serve.err
+  no_job ()
+  {
+    [ -z "$(job id)" ]
+  }
+  wait_for 20 no_job
+  # What is read besides is not stored.
+  nbdcopy "$uri" now.raw
+  cmp now.raw base.raw
+  stop "$pid"
+  [ "$("$NBDCHAIN" info --json top.fvd | member 'D["allocated"]')" = 65536 ]
+}
+
 @test "wrong parameters are refused, and what is allowed is said" {
   truncate -s 1M base.raw
   make_overlay top.fvd base.raw

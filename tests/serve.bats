@@ -245,6 +245,52 @@ EOF
   finish 0 TERM
 }
 
+@test "what the image says of prefetching decides which filters are loaded" {
+  fake
+  truncate -s 1M base.raw
+  "$NBDCHAIN" create -b base.raw -F raw no.fvd
+  "$NBDCHAIN" create -b base.raw -F raw --prefetch=on top.fvd
+  "$NBDCHAIN" create -b base.raw -F raw --prefetch-profile=on boot.fvd
+  "$NBDCHAIN" create --prefetch=on alone.fvd 1M
+  # loads FILTERS PARAMETERS ARGUMENT...
+  loads() {
+    local filters=$1 parameters=$2
+    shift 2
+    start_ready -U sock "$@"
+    finish 0 TERM
+    [ "$(sed -nE 's/^--filter=.*nbdkit-(.*)-filter.so$/\1/p' args |
+      tr '\n' ' ')" = "$filters" ] &&
+      [ "$(grep '^prefetch=' args | tr '\n' ' ')" = "$parameters" ] ||
+      { cat args; return 1; }
+  }
+  loads "" "" no.fvd
+  loads "" "" alone.fvd
+  loads "stream prefetch " "prefetch=image " top.fvd
+  loads "stream prefetch " "prefetch=image prefetch=off " top.fvd -- \
+    prefetch=off
+  loads "prefetch " "prefetch=image " boot.fvd
+  loads "stream prefetch " "prefetch=image " boot.fvd --copy-on-read
+  loads "stream prefetch " "" top.fvd --prefetch
+  loads "" "" top.fvd --no-prefetch
+  loads "stream " "" top.fvd --no-prefetch --copy-on-read
+  loads "" "" top.fvd --read-only
+  # By hand, too.
+  loads "prefetch " "" top.fvd -- --filter=/x/nbdkit-prefetch-filter.so
+  loads "" "" top.fvd -- --filter prefetch
+  loads "prefetch stream " "prefetch=image " top.fvd -- \
+    --filter=/x/nbdkit-stream-filter.so
+  # One that took over, elsewhere: if that is allowed.
+  mkdir here there
+  "$NBDCHAIN" create here/old.fvd 1M
+  "$NBDCHAIN" snapshot here/old.fvd there/new.fvd
+  "$NBDCHAIN" amend --prefetch=on there/new.fvd
+  loads "" "" here/old.fvd
+  loads "stream prefetch " "prefetch=image " here/old.fvd --allow "$PWD/there"
+  grep -q "there/new.fvd: says --prefetch=on" err
+  loads "stream prefetch " "prefetch=image " here/old.fvd -- \
+    "allow=$PWD/there"
+}
+
 @test "more threads than the kernel's client queues are the default" {
   fake
   start_ready ./a=b -U sock
@@ -279,6 +325,7 @@ EOF
   refuses "Unix" a -p 0 --socket-mode 600
   refuses "--retry" a --retry -1
   refuses "empty" a -U ''
+  refuses "--prefetch and --no-prefetch exclude" a --prefetch --no-prefetch
   refuses "IMAGE is empty" ''
   refuses "--nonsense" a --nonsense
   [ ! -e pids ]

@@ -144,6 +144,14 @@ unknown_command (const char *name)
   return usage_error ("nbdchain");
 }
 
+static bool hushed;
+
+void
+hush_reports (bool on)
+{
+  hushed = on;
+}
+
 /* The library's messages quote references found in images, and those are
  * hostile: nothing in them may steer the terminal. */
 static void __attribute__ ((__format__ (printf, 2, 0)))
@@ -151,7 +159,7 @@ to_stderr (enum nc_report_level level, const char *fmt, va_list args)
 {
   NC_FREE char *text = NULL;
 
-  if (level == NC_REPORT_DEBUG)
+  if (level == NC_REPORT_DEBUG || hushed)
     return;
   if (vasprintf (&text, fmt, args) == -1) {
     text = NULL;

@@ -96,7 +96,9 @@ static const char help[] =
   "                           server ended (default on)\n"
   "      --jobs FILE          where it is recorded which these are (default\n"
   "                           IMAGE.jobs; none for an image on a device)\n"
-  "      --prefetch           make the disk local while nobody needs the source\n"
+  "      --prefetch           make the disk local while nobody needs the source;\n"
+  "                           without, if the image says so (see amend)\n"
+  "      --no-prefetch        do not, whatever the image says\n"
   "      --threads N          requests of a connection that are served at a\n"
   "                           time, from 2 to 4096 (default 160)\n"
   "      --max-connections N  connections at a time, up to 65536 (default 128;\n"
@@ -113,7 +115,8 @@ static const char help[] =
 enum {
   OPT_ALLOW = 256, OPT_BASE, OPT_RETRY, OPT_THREADS, OPT_DETECT_ZEROES,
   OPT_ENLARGE, OPT_MAX_CONNECTIONS, OPT_CONTROL, OPT_RESUME, OPT_JOBS,
-  OPT_COPY_ON_READ, OPT_PREFETCH_ALL, OPT_JSON, OPT_SOCKET_MODE,
+  OPT_COPY_ON_READ, OPT_PREFETCH_ALL, OPT_NO_PREFETCH, OPT_JSON,
+  OPT_SOCKET_MODE,
   OPT_TLS, OPT_TLS_CERTIFICATES, OPT_TLS_PSK, OPT_TLS_VERIFY_PEER,
 };
 
@@ -131,6 +134,7 @@ static const struct option options[] = {
   { "jobs", required_argument, NULL, OPT_JOBS },
   { "json", no_argument, NULL, OPT_JSON },
   { "max-connections", required_argument, NULL, OPT_MAX_CONNECTIONS },
+  { "no-prefetch", no_argument, NULL, OPT_NO_PREFETCH },
   { "port", required_argument, NULL, 'p' },
   { "read-only", no_argument, NULL, 'r' },
   { "readonly", no_argument, NULL, 'r' },
@@ -168,7 +172,7 @@ struct serve {
   mode_t socket_mode;
   bool has_socket_mode;
   bool inherited;               /* there is a socket already */
-  bool read_only, json, no_resume, copy_on_read, prefetch;
+  bool read_only, json, no_resume, copy_on_read, prefetch, no_prefetch;
   struct tls tls;
   struct nc_tls remote_tls;
   uint64_t threads, max_connections;
@@ -311,6 +315,9 @@ parse_option (struct serve *serve, int c, const char *value)
   case OPT_PREFETCH_ALL:
     serve->prefetch = true;
     return 0;
+  case OPT_NO_PREFETCH:
+    serve->no_prefetch = true;
+    return 0;
   case OPT_THREADS:
     return parse_number ("--threads", value, 2, THREADS_MAX,
                          &serve->threads);
@@ -425,6 +432,10 @@ check_options (const struct serve *serve)
               "forbids that: leave one out");
     return -1;
   }
+  if (serve->prefetch && serve->no_prefetch) {
+    nc_error ("--prefetch and --no-prefetch exclude each other");
+    return -1;
+  }
   if (serve->has_socket_mode && serve->port) {
     nc_error ("--socket-mode is for a Unix socket, and --port makes none");
     return -1;
@@ -440,6 +451,32 @@ environment (const char *name, const char *otherwise)
   return value && value[0] ? value : otherwise;
 }
 
+/* The filters that move data: as the user says, else as the image does. */
+struct filters {
+  bool stream, prefetch;
+  bool image_decides;           /* what is prefetched */
+};
+
+static struct filters
+choose_filters (const struct serve *serve, const char *image, char *extra[])
+{
+  struct filters filters = {
+    .stream = serve->copy_on_read || serve->prefetch,
+    .prefetch = serve->prefetch,
+  };
+  bool whole, profile;
+
+  if (serve->prefetch || serve->no_prefetch || serve->read_only)
+    return filters;
+  policy_read (image, serve->parameters.v, serve->parameters.n, extra,
+               &whole, &profile);
+  if (!whole && !profile)
+    return filters;
+  filters.prefetch = filters.image_decides = true;
+  filters.stream |= whole && !policy_has_filter (extra, "stream");
+  return filters;
+}
+
 static void
 add_filter (struct args *command, const char *name)
 {
@@ -453,6 +490,7 @@ static void
 make_command (const struct serve *serve, const char *image, char *extra[],
               struct args *command)
 {
+  const struct filters filters = choose_filters (serve, image, extra);
   size_t i;
 
   add_arg (command, "%s", environment ("NBDKIT", NBDKIT_PATH));
@@ -465,9 +503,9 @@ make_command (const struct serve *serve, const char *image, char *extra[],
     add_arg (command, "--tls-psk=%s", serve->tls.path);
   if (serve->tls.verify_peer)
     add_arg (command, "--tls-verify-peer");
-  if (serve->copy_on_read || serve->prefetch)
+  if (filters.stream)
     add_filter (command, "stream");
-  if (serve->prefetch)
+  if (filters.prefetch)
     add_filter (command, "prefetch");
   add_arg (command, "%s", environment ("NBDCHAIN_PLUGIN", PLUGIN_PATH));
   /* Not to be read as an option or as KEY=VALUE. */
@@ -487,6 +525,8 @@ make_command (const struct serve *serve, const char *image, char *extra[],
     add_arg (command, "read-only=true");
   add_arg (command, "max-waiting=%" PRIu64, serve->threads - 1);
   add_arg (command, "max-connections=%" PRIu64, serve->max_connections);
+  if (filters.image_decides)
+    add_arg (command, "prefetch=image");
   add_arg (command, "keeper=%d", KEEPER_FD);
   add_arg (command, "memory=%d", MEMORY_FD);
   for (; *extra; extra++)

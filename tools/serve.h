@@ -2,12 +2,13 @@
 /* Copyright (C) 2026 The nbdchain authors */
 
 /* The parts of "nbdchain serve": the socket that clients connect to, the
- * supervisor of the nbdkit that serves them, what is said to systemd, and
- * which options nbdkit may be given. */
+ * supervisor of the nbdkit that serves them, what is said to systemd, which
+ * options nbdkit may be given, and what the image wants. */
 #ifndef NBDCHAIN_SERVE_H
 #define NBDCHAIN_SERVE_H
 
 #include <stdbool.h>
+#include <stddef.h>
 #include <sys/types.h>
 
 /* listener.c */
@@ -71,6 +72,24 @@ extern void systemd_notify (const char *fmt, ...)
  * "nbdchain serve" what it relies on. */
 extern int nbdkit_options_check (char *const argv[])
   __attribute__ ((__nonnull__ (1)));
+
+/* policy.c */
+
+/* What the image that nbdkit is going to serve says of prefetching: *WHOLE,
+ * make it local; *PROFILE, read what its profile names; if so, the user is
+ * told.  PARAMETERS are those of the plugin, N of them, and EXTRA what the
+ * user gives nbdkit, which ends with NULL.  Both false, and nothing told, if
+ * the image needs no backing, if it cannot be read (nbdkit will say why), or
+ * if EXTRA has the filter that prefetches. */
+extern void policy_read (const char *image, char *const parameters[],
+                         size_t n, char *const extra[], bool *whole,
+                         bool *profile)
+  __attribute__ ((__nonnull__ (1, 4, 5, 6)));
+
+/* Whether one of the arguments ARGV, which end with NULL, has nbdkit load the
+ * filter NAME. */
+extern bool policy_has_filter (char *const argv[], const char *name)
+  __attribute__ ((__nonnull__ (1, 2)));
 
 /* supervisor.c */
 

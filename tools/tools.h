@@ -47,6 +47,12 @@ extern int cancel_main (int argc, char *argv[]);
 extern int complete_main (int argc, char *argv[]);
 extern int set_speed_main (int argc, char *argv[]);
 
+/* nbdchain.c */
+
+/* Show no messages from now on, or all again: for what is only tried.  Not
+ * while other threads run. */
+extern void hush_reports (bool on);
+
 /* options.c */
 
 /* Say "Try 'COMMAND --help'" on stderr, after a message; COMMAND is
