@@ -228,7 +228,7 @@ nc_image_profile_write (const char *path,
   int r = open_header (path, NC_DEV_WRITE, &dev, &h);
 
   if (r == 0)
-    r = fvd_profile_write (dev, h, ranges, n);
+    r = fvd_profile_write (dev, h, ranges, n, NULL);
   nc_dev_close (dev);
   return r;
 }

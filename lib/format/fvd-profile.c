@@ -244,9 +244,16 @@ seal_half (const struct fvd_header *h, unsigned index, struct half *half)
   fvd_sector_seal (&h->uuid, FVD_PROFILE, first, half->bytes);
 }
 
+static int
+make_durable (struct nc_dev *dev, struct fvd *f)
+{
+  return f ? fvd_sync (f) : dev->ops->sync (dev);
+}
+
 int
 fvd_profile_write (struct nc_dev *dev, const struct fvd_header *h,
-                   const struct nc_profile_range *ranges, size_t n)
+                   const struct nc_profile_range *ranges, size_t n,
+                   struct fvd *f)
 {
   __attribute__ ((__cleanup__ (free_half))) struct half old = { 0 };
   __attribute__ ((__cleanup__ (free_half))) struct half new = { 0 };
@@ -270,12 +277,12 @@ fvd_profile_write (struct nc_dev *dev, const struct fvd_header *h,
   put_ranges (h, &new, ranges, n);
   seal_half (h, target, &new);
   /* The half that counts may have been written a moment ago. */
-  if (dev->ops->sync (dev) == -1 ||
+  if (make_durable (dev, f) == -1 ||
       dev->ops->pwrite (dev, new.bytes,
                         (1 + nc_div_up (new.n, P_RANGES)) * FVD_SECTOR,
                         h->profile.offset + target * half_size (h)) == -1)
     return -1;
-  return dev->ops->sync (dev);
+  return make_durable (dev, f);
 }
 
 int

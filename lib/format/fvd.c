@@ -797,5 +797,10 @@ nc_fvd_profile_write (struct nc_layer *layer,
 {
   struct fvd *f = fvd_of (layer);
 
-  return fvd_profile_write (f->dev, &f->h, ranges, n);
+  if (f->failed) {
+    nc_error ("%s: a sync failed, so no profile is stored in it", layer->path);
+    errno = EIO;
+    return -1;
+  }
+  return fvd_profile_write (f->dev, &f->h, ranges, n, f);
 }

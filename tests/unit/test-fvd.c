@@ -1062,6 +1062,20 @@ test_errors (void)
   }
   nc_layer_close (l);
 
+  /* Who has synced the guest's data in vain is all the same. */
+  for (unsigned at = 1; at <= 2; ++at) {
+    reset ();
+    l = open_layer (true);
+    must (l && do_write (l, 5, 1) == 0, "write");
+    fault_set (&fault, FAULT_SYNC, at, 1, EIO);
+    errno = 0;
+    ok (nc_fvd_profile_write (l, NULL, 0) == -1 && errno == EIO &&
+        do_flush (l) == -1 && errno == EIO &&
+        nc_fvd_profile_write (l, NULL, 0) == -1 && errno == EIO,
+        "a sync, of two, that failed for a profile is final: %u", at);
+    nc_layer_close (l);
+  }
+
   reset ();
   l = open_layer (true);
   must (l && do_write (l, 5, 1) == 0, "write");
