@@ -413,6 +413,64 @@ assert now in ((False, 0), (True, 4096), (False, 8192)), p"
     log -- bash judge
 }
 
+# store_profiles FIRST LAST: a guest's reads are recorded and stored, each time
+# more of them.  boot.K is the Kth profile; dir/stored-K is made durable once
+# that was acknowledged.
+store_profiles ()
+{
+  local k
+  for ((k = $1; k <= $2; k++)); do
+    "$NBDCHAIN" profile record qmp start
+    nbdsh -u "$uri" -c "for i in range($k * 20): h.pread(512, i * 32768)"
+    "$NBDCHAIN" profile record qmp stop
+    "$NBDCHAIN" profile export dir/top.fvd "boot.$k"
+    "${recorded[@]}" bash -c ': >"$1" && exec sync dir' - "dir/stored-$k"
+  done
+}
+
+@test "profile: while it is stored, it is the old or the new one, and whole" {
+  make_disk 8388613
+  printf '%s\n' 'nbdchain-profile 1' 'size 8388613' '0 4096 8192' >boot
+  "$NBDCHAIN" profile import dir/top.fvd boot
+  "$NBDCHAIN" profile export dir/top.fvd boot.0
+  record
+  serve_by plain "${recorded[@]}" "$NBDKIT" -f -t 16 \
+    --filter="$NBDCHAIN_FILTERS/nbdkit-prefetch-filter.so" -- \
+    "$NBDCHAIN_PLUGIN" dir/top.fvd control=qmp prefetch=off
+  server=$pid
+  # Beside a guest that writes and flushes all the time.  It does not get to
+  # its end, for its look at the disk would be recorded.
+  start guest "$harness/oracle" --seed "$seed" --ops 10000000 \
+    --base base.raw --log log --connections 2 --inflight 4 \
+    --max-size 16384 --weights 0,50,10,8,6,0,0 "$uri"
+  store_profiles 1 7
+  stop_hard "$pid"
+  # Alone, where no flush makes it durable by chance; and by the server's end.
+  store_profiles 8 9
+  "$NBDCHAIN" profile record qmp start
+  nbdsh -u "$uri" -c 'for i in range(200): h.pread(512, i * 32768)'
+  stop "$server"
+  "$NBDCHAIN" profile export dir/top.fvd boot.10
+  log_is_complete
+  # No two of them are the same.
+  [ "$(wc -l boot.? boot.10 | awk '{ print $1 }' | sort -u | wc -l)" -eq 12 ]
+  cat >judge <<'END'
+set -e
+state=$1 k=$(ls "$1" | sed -n 's/^stored-//p' | sort -n | tail -n 1)
+k=${k:-0}
+nbdchain check "$state/top.fvd" >/dev/null
+nbdchain profile export "$state/top.fvd" "$state.profile"
+if ! cmp -s "$state.profile" "boot.$k" &&
+   ! cmp -s "$state.profile" "boot.$((k + 1))"; then
+  echo "profile $k was acknowledged, $((k + 1)) perhaps begun; this is:"
+  cat "$state.profile"
+  exit 1
+fi
+END
+  check_states $((states / 10)) top.fvd --near FVDP --also-every 1 \
+    --also "env -u LD_PRELOAD bash judge @DIR@"
+}
+
 # resizes ALLOCATED FROM TO...: from one size to the next, each state shows one
 # of the disks that were there.  A part of the blocks is allocated before.
 # $layout: options of create.

@@ -57,6 +57,9 @@ static const char help[] =
 "  --rewrite N     write to every Nth state too (default 10, 0: none)\n"
 "  --read-only ARG    open every second state with this added argument\n"
 "  --also COMMAND  every 10th state, a shell command that must exit with 0\n"
+"  --also-every N  every Nth state instead\n"
+"  --near MAGIC    every second state is one while a write that begins with\n"
+"                  these four characters is not yet durable\n"
 "  --drop WHAT     leave syncs out, to see the check fail: data-sync (those\n"
 "                  before a journal record), journal-sync (of the record)\n"
 "Exit status: 0 all right, 1 a state was wrong, 2 trouble.\n";
@@ -64,7 +67,7 @@ static const char help[] =
 enum {
   OPT_HELP = 256, OPT_STATES, OPT_SEED, OPT_ONLY, OPT_JOBS, OPT_BASE,
   OPT_WORK, OPT_KEEP, OPT_DUMP, OPT_REWRITE, OPT_ALSO, OPT_DROP,
-  OPT_READ_ONLY
+  OPT_READ_ONLY, OPT_ALSO_EVERY, OPT_NEAR
 };
 
 static const struct option options[] = {
@@ -80,6 +83,8 @@ static const struct option options[] = {
   { "rewrite", required_argument, NULL, OPT_REWRITE },
   { "read-only", required_argument, NULL, OPT_READ_ONLY },
   { "also", required_argument, NULL, OPT_ALSO },
+  { "also-every", required_argument, NULL, OPT_ALSO_EVERY },
+  { "near", required_argument, NULL, OPT_NEAR },
   { "drop", required_argument, NULL, OPT_DROP },
   { NULL, 0, NULL, 0 }
 };
@@ -93,9 +98,9 @@ struct piece {
 
 struct settings {
   bool run;                     /* a program judges, not the disk */
-  uint64_t states, seed, only, rewrite;
+  uint64_t states, seed, only, rewrite, also_every;
   unsigned jobs;
-  const char *base, *keep, *dump, *also, *read_only, *log;
+  const char *base, *keep, *dump, *also, *read_only, *log, *near;
   char work[PATH_MAX];
   enum replay_drop drop;
   char **command;
@@ -569,7 +574,8 @@ check_state (struct checker *c, const struct state *state, struct rng *rng)
 
   if (c->s->run)
     return run_program (c);
-  if (c->s->also != NULL && state->number % 10 == 3 &&
+  if (c->s->also != NULL &&
+      state->number % c->s->also_every == c->s->also_every / 3 &&
       !check_also (c, c->s->also))
     return false;
   nbd = open_state (c, read_only);
@@ -655,7 +661,13 @@ choose_states (const struct settings *s, const struct replay *replay)
     struct rng rng = { mix64 (s->seed * 1000003 + i) };
 
     states[i].number = i;
-    states[i].instant = replay_choose (replay, &rng);
+    states[i].instant = s->near && i % 2
+      ? replay_choose_near (replay, s->near, &rng)
+      : replay_choose (replay, &rng);
+    if (states[i].instant == NEVER) {
+      fprintf (stderr, "powerloss: nothing begins with %s\n", s->near);
+      exit (2);
+    }
     states[i].seed = rng_next (&rng);
   }
   qsort (states, s->states, sizeof *states, compare_states);
@@ -874,7 +886,7 @@ parse (struct settings *s, int argc, char *argv[])
   s->seed = 1;
   s->only = NEVER;
   s->jobs = 2;
-  s->rewrite = 10;
+  s->rewrite = s->also_every = 10;
   while ((c = getopt_long (argc, argv, "+", options, NULL)) != -1) {
     switch (c) {
     case OPT_HELP: fputs (help, stdout); exit (0);
@@ -889,6 +901,12 @@ parse (struct settings *s, int argc, char *argv[])
     case OPT_REWRITE: s->rewrite = number (optarg, 0); break;
     case OPT_READ_ONLY: s->read_only = optarg; break;
     case OPT_ALSO: s->also = optarg; break;
+    case OPT_ALSO_EVERY: s->also_every = number (optarg, 1); break;
+    case OPT_NEAR:
+      if (strlen (optarg) != 4)
+        usage ();
+      s->near = optarg;
+      break;
     case OPT_DROP:
       if (strcmp (optarg, "data-sync") == 0)
         s->drop = DROP_BEFORE_JOURNAL;

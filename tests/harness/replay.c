@@ -670,6 +670,29 @@ replay_choose (const struct replay *r, struct rng *rng)
   return r->first + rng_below (rng, r->last - r->first + 2);
 }
 
+uint64_t
+replay_choose_near (const struct replay *r, const char wanted[4],
+                    struct rng *rng)
+{
+  const struct change *chosen = NULL;
+  uint64_t last, n = 0;
+  size_t i, j;
+
+  for (i = 0; i < r->nfiles; i++)
+    for (j = 0; j < r->files[i]->nchanges; j++) {
+      const struct change *change = &r->files[i]->changes[j];
+
+      if (change->type == LOG_WRITE && change->count >= 4 &&
+          memcmp (change->payload, wanted, 4) == 0 &&
+          rng_below (rng, ++n) == 0)
+        chosen = change;
+    }
+  if (chosen == NULL)
+    return NEVER;
+  last = chosen->durable <= r->last ? chosen->durable : r->last + 1;
+  return chosen->begin + rng_below (rng, last - chosen->begin + 1);
+}
+
 const char *
 replay_story (const struct replay *r)
 {

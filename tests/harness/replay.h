@@ -50,6 +50,11 @@ extern struct op **replay_ops (const struct replay *r, size_t *n);
 /* Choose an instant: any, or one just beside the begin or end of a sync. */
 extern uint64_t replay_choose (const struct replay *r, struct rng *rng);
 
+/* Choose an instant while a write of data that begins with MAGIC is under
+ * way, or not yet durable; NEVER if there is none. */
+extern uint64_t replay_choose_near (const struct replay *r,
+                                    const char magic[4], struct rng *rng);
+
 /* Write into the directory DIR, which must exist, a state of INSTANT chosen
  * by RNG; instants must not decrease from call to call.  Files of a call
  * before are replaced or removed.  INSTANT NEVER: all there is, in order.
