@@ -121,8 +121,8 @@ ends ()
   [ $((SECONDS - since)) -gt 2 ] && hung=yes
 }
 
-# stop PID: ask it to end, force it after ten seconds.  Status: its own, also if
-# it has ended before.
+# stop PID: ask it to end, force it after ten seconds.  Status: 0 if its own was,
+# also if it has ended before.
 stop ()
 {
   local children hung='' since=$SECONDS

@@ -1,0 +1,44 @@
+#!/usr/bin/env bats
+# SPDX-License-Identifier: BSD-3-Clause
+# Copyright (C) 2026 The nbdchain authors
+#
+# What the tests themselves stand on: that they end what they have started,
+# and nothing else.
+
+load common
+
+# start_other: a process that is none of ours; sets $other.
+start_other ()
+{
+  other=$(setsid bash -c 'sleep 100 >/dev/null 2>&1 3>&- & echo $!')
+}
+
+runs ()
+{
+  grep -qs '^State:[[:space:]]*[SR]' "/proc/$1/status"
+}
+
+@test "who has the number of a process that has ended is left alone" {
+  start_other
+  ! is_child "$other" || return 1
+  ! stop "$other" || return 1
+  runs "$other"
+  started_pids=("$other")
+  teardown
+  runs "$other"
+  kill "$other"
+}
+
+@test "a child is stopped, and how it ended is known also when it had ended before" {
+  start sleeping sleep 100
+  is_child "$pid"
+  ! stop "$pid" || return 1
+  ! runs "$pid" || return 1
+  for code in 0 7; do
+    start ended bash -c "exit $code"
+    wait_for 10 is_gone "$pid"
+    ended=0
+    stop "$pid" || ended=1
+    [ "$ended" -eq $((code > 0)) ]
+  done
+}
