@@ -155,10 +155,11 @@ extern int fvd_profile_read (struct nc_dev *dev, const struct fvd_header *h,
                              struct nc_profile_range **ranges, size_t *n,
                              unsigned *torn);
 
+struct fvd;
+
 /* Replace them, durably; if not all fit, the first ones that do are kept.
  * F: the open layer of DEV, for which a failed sync is final, since it may
  * have been that of the guest's data; NULL: there is none. */
-struct fvd;
 extern int fvd_profile_write (struct nc_dev *dev, const struct fvd_header *h,
                               const struct nc_profile_range *ranges,
                               size_t n, struct fvd *f);
