@@ -43,6 +43,8 @@ make_holes ()
   local base_pid=$pid base=$uri
   "$NBDCHAIN" create -b "$base" -F raw --zero-in-base top.fvd
   serve_plain top.fvd allow="$base" retry=1
+  # nbdkit has written its pid before the chain has its connections.
+  [ "$(nbdinfo --size "$uri")" -eq 16777000 ]
   stop_hard "$base_pid"
   qemu-io -f raw -c "read -P 0 4M 6M" -c "write -P 9 5000000 100" \
     -c "read -P 9 5000000 100" "$uri"
