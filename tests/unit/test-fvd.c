@@ -1867,6 +1867,22 @@ block_is (struct nc_layer *l, uint64_t blk, uint8_t c)
                     byte == c));
 }
 
+/* Whether an empty image, which has just been opened, is one run. */
+static bool
+is_one_run (struct nc_dev *dev, uint64_t size)
+{
+  static const struct nc_layer_options read_only = { .memory_fd = -1 };
+  struct nc_layer *l = nc_layer_open (&nc_format_fvd, dev, "large",
+                                      &read_only);
+  bool allocated = true, good;
+  uint64_t run = 0;
+
+  good = l && l->format->run (l, 0, size, &allocated, &run) == 0 &&
+    !allocated && run == size;
+  nc_layer_close (l);
+  return good;
+}
+
 /* A summary whose sectors just fill a word of a bitmap of them, or three,
  * the last one not full. */
 static void
@@ -1896,6 +1912,8 @@ test_full_summary (uint64_t sectors)
   must (dev && nc_uuid_generate (&uuid) == 0 &&
         nc_fvd_create (dev, &opts, &uuid) == 0, "nc_fvd_create");
   nc_dev_close (dev);
+  ok (is_one_run (open_large (fd), opts.size),
+      "a run goes on over pages that are not loaded");
   for (unsigned round = 0; round < 4 && good; ++round) {
     struct nc_layer *l = nc_layer_open (&nc_format_fvd, open_large (fd),
                                         "large", &writable);
