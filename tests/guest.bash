@@ -38,7 +38,7 @@ guest_end ()
   local pid=$1 tries=0
   if is_child "$pid"; then
     kill "$pid" 2>/dev/null || true
-    while kill -0 "$pid" 2>/dev/null; do
+    while is_child "$pid"; do
       tries=$((tries + 1))
       if [ "$tries" -gt 100 ]; then
         kill -KILL "$pid"
