@@ -439,6 +439,8 @@ nc_chain_inspect_top (const struct nc_chain_options *opts,
   NC_CLOSE int fd = path ? open_top_fd (opts, opts->follow, &path) : -1;
 
   memset (info, 0, sizeof *info);
+  if (path == NULL)
+    nc_error ("%s: %m", opts->image);
   return fd == -1 ? -1 : inspect_fd (fd, path, info);
 }
 
