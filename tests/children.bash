@@ -10,12 +10,12 @@
 # is_child PID: a child of this shell that has not been waited for.
 is_child ()
 {
-  local key value
-  while read -r key value; do
-    if [ "$key" = PPid: ]; then
-      [ "$value" = "$BASHPID" ] || [ "$value" = "$$" ]
-      return
-    fi
-  done 2>/dev/null <"/proc/$1/status"
-  return 1
+  local stat parent
+  # In one read, for a file of /proc may change between two.
+  { read -r stat <"/proc/$1/stat"; } 2>/dev/null || return 1
+  # "PID (NAME) STATE PARENT ...", and NAME may have anything in it.
+  read -r _ parent _ <<<"${stat##*) }"
+  # No "return" without a status: in a trap for EXIT it gives what the shell
+  # exits with, so that after a failure nothing would be a child.
+  [ "$parent" = "$BASHPID" ] || [ "$parent" = "$$" ]
 }

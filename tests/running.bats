@@ -42,3 +42,18 @@ runs ()
     [ "$ended" -eq $((code > 0)) ]
   done
 }
+
+@test "what a test has started is ended also when the test fails" {
+  # Not "@test" at the beginning of a line, which bats looks for.
+  cat >failing.bats <<END
+load "$top_srcdir/tests/common"
+${test:=@test} "fails" {
+  start sleeping sleep 100
+  echo "\$pid" >"$PWD/pid"
+  false
+}
+END
+  run timeout 60 "$BATS" --tap failing.bats
+  [ "$status" -eq 1 ]
+  wait_for 10 is_gone "$(cat pid)"
+}
