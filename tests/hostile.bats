@@ -42,6 +42,11 @@ memory ()
   sed -n 's/^VmRSS:[^0-9]*\([0-9]*\).*/\1/p' "/proc/$(pgrep -P "$pid")/status"
 }
 
+memory_is_below ()
+{
+  [ "$(memory)" -lt "$1" ]
+}
+
 # attack_and_end NAME [ARGUMENT...]: the server, which has these arguments, is
 # ended while those clients are there.
 attack_and_end ()
@@ -83,7 +88,8 @@ is_done_or_gone ()
     attack half_handshakes garbage options absurd cut_writes
   done
   [ "$(pgrep -P "$pid")" = "$nbdkit" ]
-  slow || [ "$(memory)" -lt $((before + 16384)) ]
+  # Threads of connections that have hung up may take a moment to end.
+  slow || wait_for 60 memory_is_below $((before + 16384))
   soon_ends
 }
 
@@ -92,7 +98,7 @@ is_done_or_gone ()
   serve top.fvd
   attack unread unread
   # Each of eight clients can keep a megabyte for each of its threads.
-  slow || [ "$(memory)" -lt 2000000 ]
+  slow || memory_is_below 2000000
   soon_ends
 }
 
