@@ -19,6 +19,7 @@ except for its MODE is honest:
   eshutdown       answers reads with ESHUTDOWN
   short           sends half of the data, and says that it is all
   twice           sends the first half of the data twice
+  scattered       sends the second half of the data first, which it may
   outside         sends data for an offset outside the request
   status-zero     block status: an extent of no bytes
   status-long     block status: an extent far beyond the request
@@ -197,6 +198,9 @@ def read(s, cookie, offset, count):
     elif MODE == "twice":
         data(s, cookie, offset, half, False)
         data(s, cookie, offset, count - half)
+    elif MODE == "scattered":
+        data(s, cookie, offset + half, count - half, False)
+        data(s, cookie, offset, half)
     elif MODE == "outside":
         data(s, cookie, offset + count, count)
     elif MODE == "eio-some" and offset < 128 << 10 and offset + count > 64 << 10:

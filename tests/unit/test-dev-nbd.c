@@ -745,7 +745,7 @@ test_twice (void)
   unsigned char buf[4096];
   int i;
 
-  /* It counts as full, but shows nothing of ours. */
+  /* It counts as full, but shows nothing of ours: it is read again. */
   memset (buf, 0xee, sizeof buf);
   dev->ops->pread (dev, buf, sizeof buf, 0);
   for (i = 2048; i < 4096 && buf[i] == 0; i++)
