@@ -239,6 +239,18 @@ $((8 * 65536 + 20480)) 12288
 $((8 * 65536 + 36864)) 28672" ]
 }
 
+@test "behind a neighbourhood that is there, two more are brought along" {
+  slow_base 5ms
+  make_overlay top.fvd "$remote"
+  copying top.fvd read-ahead=0
+  # After these it knows how long a read takes with and without.
+  client 'for i in range(0, 40, 2): check(4096, i * 65536)
+for i in 100, 101, 105: check(4096, i * 65536)'
+  [ "$(asked | tail -n 3)" = "$((100 * 65536)) 65536
+$((101 * 65536)) $((3 * 65536))
+$((105 * 65536)) 65536" ]
+}
+
 @test "neighbourhood=0 brings what was asked for" {
   slow_base 5ms
   make_overlay top.fvd "$remote"

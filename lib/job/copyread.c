@@ -51,9 +51,12 @@
 /* Requests of a stream overtake each other by so many at most. */
 #define OVERTAKING 4
 
-/* A neighbourhood may take so much longer than a read alone: a half. */
+/* What a small read brings along may take half as long again as the read
+ * alone. */
 #define WIDE_NUM 3
 #define WIDE_DEN 2
+/* So many neighbourhoods, where the one before is here already. */
+#define GO_ON 3
 #define NEAR (MSEC / 4)         /* of a way that takes less nothing is saved */
 #define SAMPLE 32               /* one of so many reads is of the other kind */
 #define PERIOD 64               /* samples after which the way may be another */
@@ -257,18 +260,28 @@ time_of (const struct quickest *quickest)
   return nc_min64 (quickest->now, quickest->before);
 }
 
+/* Whether N neighbourhoods may be read where one byte is needed, as far as is
+ * known. */
+static bool
+pays_locked (const struct nc_copyread *cr, unsigned n)
+{
+  const uint64_t alone = time_of (&cr->alone), wide = time_of (&cr->wide);
+  const uint64_t more = wide > alone ? wide - alone : 0;
+
+  return alone >= NEAR && (alone + n * more) * WIDE_DEN <= alone * WIDE_NUM;
+}
+
 /* Whether a read of COUNT bytes is to bring its neighbourhood along.  Where
  * that takes much longer the client would wait for it; both are tried now and
  * then. */
 static bool
 is_wide_locked (struct nc_copyread *cr, uint64_t count)
 {
-  const uint64_t alone = time_of (&cr->alone), wide = time_of (&cr->wide);
   bool pays;
 
   if (count >= cr->opts.neighbourhood)
     return false;
-  pays = alone == 0 || (alone >= NEAR && wide * WIDE_DEN <= alone * WIDE_NUM);
+  pays = time_of (&cr->alone) == 0 || pays_locked (cr, 1);
   return cr->n_small++ % SAMPLE == SAMPLE / 2 ? !pays : pays;
 }
 
@@ -417,24 +430,37 @@ hand_over (struct nc_copyread *cr, struct piece *piece)
 /* Reads of clients. */
 
 /* What to read for a client that needs the byte at OFFSET, and COUNT at most:
- * sets *first, *end and *wide.  Returns -1 if there is nothing to be had. */
+ * sets *first, *end and *wide.  Returns -1 if there is nothing to be had.
+ *
+ * A neighbourhood behind one that is here is hardly random: whoever reads a
+ * file or a directory in pieces goes on.  It is followed further then, where
+ * that costs the client nothing that it would notice. */
 static int
 plan (struct nc_copyread *cr, struct nc_export *export, uint64_t count,
       uint64_t offset, uint64_t *first, uint64_t *end, bool *wide)
 {
-  uint64_t unit = cr->block_size;
+  uint64_t unit = cr->block_size, start, limit;
+  bool is_near = false;
 
   {
     NC_LOCKED (&cr->lock);
     *wide = is_wide_locked (cr, count);
+    if (*wide)
+      unit = cr->opts.neighbourhood;
+    *first = start = nc_round_down (offset, unit);
+    *end = limit = nc_min64 (nc_round_up (offset + count, unit), cr->size);
+    if (*wide && start > 0 && pays_locked (cr, GO_ON)) {
+      *first = start - cr->block_size;
+      *end = nc_min64 (limit + (GO_ON - 1) * unit, cr->size);
+      is_near = find_locked (cr, start - 1, 1) != NULL;
+    }
   }
-  if (*wide)
-    unit = cr->opts.neighbourhood;
-  *first = nc_round_down (offset, unit);
-  *end = nc_min64 (nc_round_up (offset + count, unit), cr->size);
   if (nc_export_absent (export, &cr->cold, offset, first, end) == -1 ||
       *first > offset || *end <= offset)
     return -1;
+  if (*first < start && !is_near)       /* what comes before is missing, too */
+    *end = nc_min64 (*end, limit);
+  *first = nc_max64 (*first, start);
   return 0;
 }
 
