@@ -10,9 +10,11 @@
 # is_child PID: a child of this shell that has not been waited for.
 is_child ()
 {
-  local stat parent
-  # In one read, for a file of /proc may change between two.
-  { read -r stat <"/proc/$1/stat"; } 2>/dev/null || return 1
+  local stat='' parent
+  # In one read, for a file of /proc may change between two.  The end of the
+  # file ends it, which is not an error here.
+  { read -r -d '' stat <"/proc/$1/stat"; } 2>/dev/null || [ -n "$stat" ] ||
+    return 1
   # "PID (NAME) STATE PARENT ...", and NAME may have anything in it.
   read -r _ parent _ <<<"${stat##*) }"
   # No "return" without a status: in a trap for EXIT it gives what the shell

@@ -30,10 +30,13 @@ runs ()
 }
 
 @test "a child is stopped, and how it ended is known also when it had ended before" {
-  start sleeping sleep 100
-  is_child "$pid"
-  ! stop "$pid" || return 1
-  ! runs "$pid" || return 1
+  cp "$(command -v sleep)" $'a) R 1\n2 (b'
+  for program in sleep ./$'a) R 1\n2 (b'; do
+    start sleeping "$program" 100
+    is_child "$pid"
+    ! stop "$pid" || return 1
+    ! runs "$pid" || return 1
+  done
   for code in 0 7; do
     start ended bash -c "exit $code"
     wait_for 10 is_gone "$pid"
