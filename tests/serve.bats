@@ -576,6 +576,7 @@ EOF
   fake "ready-exit 0"
   start top.fvd -U sock
   finish 0
+  has_said "exited with code 0 by itself"
   starts 2
   has_heard "2 stop"
   rm pids heard
