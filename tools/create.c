@@ -184,6 +184,47 @@ create (const struct nc_image_create_options *opts, bool json)
   return status;
 }
 
+static int
+not_allowed (const char *option, const char *arg, const char *why)
+{
+  nc_error ("%s: '%s' is not allowed: %s", option, arg, why);
+  return -1;
+}
+
+/* If C is an option that gives a size, take it from ARG.  Returns 0; 1 if it
+ * is none of these; or -1 on error, reported. */
+static int
+size_option (int c, const char *arg, struct nc_image_create_options *opts)
+{
+  uint64_t size;
+
+  switch (c) {
+  case OPT_BLOCK_SIZE:
+    if (parse_size ("--block-size", arg, &size) == -1)
+      return -1;
+    if (!nc_is_power_of_2 (size) || size > UINT32_MAX)
+      return not_allowed ("--block-size", arg,
+                          "it must be a power of two, from 4K to 2M");
+    opts->block_size = (uint32_t) size;
+    return 0;
+  case OPT_JOURNAL_SIZE:
+    if (parse_size ("--journal-size", arg, &opts->journal_size) == -1)
+      return -1;
+    if (opts->journal_size == 0)
+      return not_allowed ("--journal-size", arg,
+                          "an image cannot do without a journal");
+    return 0;
+  case OPT_GROW_UNIT:
+    if (parse_size ("--grow-unit", arg, &opts->grow_unit) == -1)
+      return -1;
+    if (opts->grow_unit == 0)
+      return not_allowed ("--grow-unit", arg, "a multiple of 1M is");
+    return 0;
+  default:
+    return 1;
+  }
+}
+
 int
 create_main (int argc, char *argv[])
 {
@@ -193,7 +234,6 @@ create_main (int argc, char *argv[])
   __attribute__ ((__cleanup__ (chain_args_free))) struct chain_args args =
     { 0 };
   bool json = false;
-  uint64_t size;
   int c, r;
 
   while ((c = getopt_long (argc, argv, "b:F:h", options, NULL)) != -1)
@@ -212,39 +252,11 @@ create_main (int argc, char *argv[])
     case OPT_ZERO_IN_BASE:
       opts.zero_in_base = true;
       break;
-    case OPT_BLOCK_SIZE:
-      if (parse_size ("--block-size", optarg, &size) == -1)
-        return EXIT_USAGE;
-      if (!nc_is_power_of_2 (size) || size > UINT32_MAX) {
-        nc_error ("--block-size: '%s' is not allowed: it must be a power of"
-                  " two, from 4K to 2M", optarg);
-        return EXIT_USAGE;
-      }
-      opts.block_size = (uint32_t) size;
-      break;
-    case OPT_JOURNAL_SIZE:
-      if (parse_size ("--journal-size", optarg, &opts.journal_size) == -1)
-        return EXIT_USAGE;
-      if (opts.journal_size == 0) {
-        nc_error ("--journal-size: '%s' is not allowed: an image cannot do"
-                  " without a journal", optarg);
-        return EXIT_USAGE;
-      }
-      break;
     case OPT_DATA_FILE:
       opts.data_file = optarg;
       break;
     case OPT_COMPACT:
       opts.compact = true;
-      break;
-    case OPT_GROW_UNIT:
-      if (parse_size ("--grow-unit", optarg, &opts.grow_unit) == -1)
-        return EXIT_USAGE;
-      if (opts.grow_unit == 0) {
-        nc_error ("--grow-unit: '%s' is not allowed: a multiple of 1M is",
-                  optarg);
-        return EXIT_USAGE;
-      }
       break;
     case OPT_JSON:
       json = true;
@@ -255,7 +267,9 @@ create_main (int argc, char *argv[])
     default:
       if (remote_tls_option (&tls, c, optarg))
         break;
-      r = prefetch_option (c, optarg, &prefetch);
+      r = size_option (c, optarg, &opts);
+      if (r == 1)
+        r = prefetch_option (c, optarg, &prefetch);
       if (r != 0)
         return r == 1 ? usage_error (argv[0]) : EXIT_USAGE;
     }
