@@ -64,10 +64,12 @@ slow ()
   [ -n "${NBDCHAIN_VALGRIND-}${NBDCHAIN_SANITIZER-}" ]
 }
 
-# wait_for SECONDS COMMAND...: poll until COMMAND succeeds.
+# wait_for SECONDS COMMAND...: poll until COMMAND succeeds.  SECONDS are what it
+# may take where nothing else runs; other tests do, so there are four times as
+# many.
 wait_for ()
 {
-  local deadline=$((SECONDS + $1))
+  local deadline=$((SECONDS + 4 * $1))
   shift
   until "$@"; do
     if [ "$SECONDS" -ge "$deadline" ]; then
@@ -121,7 +123,7 @@ ends ()
   [ $((SECONDS - since)) -gt 2 ] && hung=yes
 }
 
-# stop PID: ask it to end, force it after ten seconds.  Status: 0 if its own was,
+# stop PID: ask it to end, force it if it does not.  Status: 0 if its own was,
 # also if it has ended before.
 stop ()
 {
@@ -137,9 +139,10 @@ stop ()
   wait "$1" || [ -n "$hung" ]
 }
 
-# stop_hard PID: as a crash.
+# stop_hard PID: as a crash.  It must not have ended before.
 stop_hard ()
 {
+  is_child "$1" || return 1
   kill -KILL "$1"
   wait "$1" 2>/dev/null || :
 }
