@@ -57,6 +57,12 @@ job_is ()
   [ "$(job "$1")" = "$2" ]
 }
 
+# no_job: there is none, and the server says so.
+no_job ()
+{
+  [ "$(ask query-jobs | member D)" = "[]" ]
+}
+
 # progressed BYTES: it has copied so much at least.
 progressed ()
 {
@@ -92,8 +98,8 @@ is_local ()
 
 @test "it goes on where it was when the server was killed" {
   make_remote
-  prefetch prefetch-max-read-throughput=2M
-  wait_for 20 progressed 1000000
+  prefetch prefetch-max-read-throughput=128K
+  wait_for 20 progressed 200000
   pkill -KILL -P "$pid"
   running ()
   {
@@ -141,7 +147,7 @@ is_local ()
 
 @test "the operator pauses it, gives it a speed, and cancels it" {
   make_remote
-  prefetch prefetch-max-write-throughput=1M
+  prefetch prefetch-max-write-throughput=128K
   wait_for 20 progressed 1
   "$NBDCHAIN" pause qmp prefetch
   wait_for 20 job_is status paused
@@ -152,10 +158,6 @@ is_local ()
   "$NBDCHAIN" resume qmp prefetch
   wait_for 20 job_is x-limit rate
   "$NBDCHAIN" cancel qmp prefetch
-  no_job ()
-  {
-    [ -z "$(job id)" ]
-  }
   wait_for 20 no_job
   [ "$(layers)" = 2 ]
   assert_same_as base.raw "$uri"
@@ -175,7 +177,7 @@ is_local ()
 
 @test "storage that is full is no end" {
   make_base base.raw 16777216
-  timeout 100 unshare --mount --propagation private bash -euc '
+  timeout 300 unshare --mount --propagation private bash -euc '
     mkdir full
     mount -t tmpfs -o size=6m none full
     nbdchain create -b base.raw -F raw full/top.fvd
@@ -210,7 +212,7 @@ is_local ()
   "$NBDCHAIN" create top.fvd 1M >/dev/null
   allow=$PWD
   prefetch
-  [ "$(job id)" = "" ]
+  no_job
   stop "$pid"
   run -2 "$NBDCHAIN" serve top.fvd -U x.sock --prefetch --read-only
   [[ $output == *"--read-only"*"forbids"* ]]
@@ -219,7 +221,7 @@ is_local ()
 @test "with prefetch=image the image says whether" {
   make_remote
   prefetch prefetch=image
-  [ "$(job id)" = "" ]
+  no_job
   stop "$pid"
   "$NBDCHAIN" amend --prefetch=on top.fvd
   prefetch prefetch=image
@@ -253,7 +255,7 @@ does_not_prefetch ()
   done
   serve_alone -- prefetch=off
   [ "$(ask x-query-prefetch | member 'D["policy"]["prefetch"]')" = False ]
-  [ "$(job id)" = "" ]
+  no_job
   stop "$pid"
 
   serve_alone
@@ -289,10 +291,6 @@ does_not_prefetch ()
   "$NBDCHAIN" profile import top.fvd boot
   serve_alone
   grep "top.fvd: says --prefetch-profile=on" serve.err
-  no_job ()
-  {
-    [ -z "$(job id)" ]
-  }
   wait_for 20 no_job
   # What is read besides is not stored.
   nbdcopy "$uri" now.raw

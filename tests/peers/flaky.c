@@ -326,6 +326,7 @@ main (int argc, char *argv[])
     { NULL, 0, NULL, 0 }
   };
   struct sockaddr_un addr;
+  char made[sizeof addr.sun_path + 1];
   int listener, control = -1, c;
 
   state = 1;
@@ -355,11 +356,13 @@ main (int argc, char *argv[])
   signal (SIGPIPE, SIG_IGN);
   stall_left = about (stall_every);
   server_path = argv[optind + 1];
-  listener = unix_socket (argv[optind], &addr);
-  unlink (argv[optind]);
+  /* Who sees the socket can connect to it. */
+  snprintf (made, sizeof made, "%s~", argv[optind]);
+  listener = unix_socket (made, &addr);
+  unlink (made);
   if (listener == -1 ||
       bind (listener, (struct sockaddr *) &addr, sizeof addr) == -1 ||
-      listen (listener, 64) == -1) {
+      listen (listener, 64) == -1 || rename (made, argv[optind]) == -1) {
     perror (argv[optind]);
     return 2;
   }
