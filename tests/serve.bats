@@ -39,14 +39,14 @@ teardown() {
   sed 's/^/# serve: /' "$dir/err" 2>/dev/null || :
 }
 
-# until_true COMMAND...: poll it for 20 seconds
+# until_true COMMAND...: poll it for a minute
 until_true() {
   local i
-  for ((i = 0; i < 400; i++)); do
+  for ((i = 0; i < 1200; i++)); do
     if "$@"; then return 0; fi
     sleep 0.05
   done
-  echo "not within 20 s: $*"
+  echo "not within a minute: $*"
   return 1
 }
 
@@ -153,11 +153,17 @@ while True:
         time.sleep(60)
     if do[0] == "slow-on-stop":
         time.sleep(float(do[1]))
-    if do[0] == "idle":
-        signal.signal(signal.SIGTERM, lambda *_: sys.exit(9))
+    if do[0] in ("idle", "idle-writes"):
+        def end(*_):
+            if do[0] == "idle-writes":
+                time.sleep(1)
+                open(top + "/written", "w").close()
+            sys.exit(9)
+        signal.signal(signal.SIGTERM, end)
     if do[0] == "deaf":
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    keeper.send(b"stopped idle" if do[0] in ("idle", "deaf") else b"stopped")
+    keeper.send(b"stopped idle" if do[0] in ("idle", "idle-writes", "deaf")
+                else b"stopped")
 EOF
   chmod +x "$dir/nbdkit"
   export NBDKIT=$dir/nbdkit
@@ -478,6 +484,13 @@ EOF
   starts 2
 }
 
+@test "what a server without clients has to write at its end is waited for" {
+  fake idle-writes
+  start_ready top.fvd -U sock
+  finish 0 TERM
+  [ -e written ]
+}
+
 @test "a slow stop is waited for, also after more SIGTERMs, and told" {
   fake "slow-on-stop 4"
   start_ready top.fvd -U sock
@@ -689,13 +702,20 @@ reads_x() { [ "$(first_byte 2> /dev/null)" = x ]; }
   grep -q Write log.txt
 }
 
+# has_threads N: of nbdkit; those of a connection end some time after its client.
+threads() { find "/proc/$(nbdkit_pid)/task" -mindepth 1 -maxdepth 1 | wc -l; }
+has_threads() { [ "$(threads)" -eq "$1" ]; }
+
 @test "nbdkit's statistics, log and pid file are to be had behind --" {
   make_image
   start_ready top.fvd -U sock -- --filter=stats "statsfile=$dir/stats" \
     -P "$dir/pid" --log=null
   [ "$(cat pid)" = "$(nbdkit_pid)" ]
+  threads=$(threads)
   run ! nbdinfo "${uri/\/\/\//\/\/\/none}"
   nbdinfo "$uri"
+  # While a client is connected, nbdkit is not asked to end, but killed.
+  until_true has_threads "$threads"
   finish 0 TERM
   grep -q read stats
   # What nbdkit said of the export was for its log.

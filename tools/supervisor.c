@@ -48,7 +48,7 @@
 #define LONGEST_PAUSE 5000
 #define FIRST_NOTICE 2000       /* of what a stop waits for */
 #define NEXT_NOTICE 1000
-#define LAST_GRACE 500          /* for an nbdkit without work to end itself */
+#define LAST_GRACE 5000         /* for an nbdkit without work to end itself */
 
 #define EARLY_DEATHS_MAX 5      /* by signals, never having been ready */
 #define STOP_ATTEMPTS_MAX 12    /* about 40 s of starting it to stop it */
