@@ -86,7 +86,7 @@ said ()
   said 'all jobs ok' && return 1
   guest_end "$base"
   rounds=$(grep -c '^guest: round' console || :)
-  until_true 60 said 'round' "$((rounds + 2))"
+  until_true 120 said 'round' "$((rounds + 2))"
   printf enough | dd of=signal conv=notrunc status=none
   wait "$booted" || {
     cat guest.out guest.err

@@ -31,16 +31,16 @@ guest_start ()
   guest_pids+=("$started")
 }
 
-# guest_end PID: stop a process, by force after ten seconds, and wait for it.
-# Status: its own, also if it has ended before.
+# guest_end PID [SECONDS]: stop a process, by force after a minute or that
+# long, and wait for it.  Status: its own, also if it has ended before.
 guest_end ()
 {
-  local pid=$1 tries=0
+  local pid=$1 limit=$((${2-60} * 10)) tries=0
   if is_child "$pid"; then
     kill "$pid" 2>/dev/null || true
     while is_child "$pid"; do
       tries=$((tries + 1))
-      if [ "$tries" -gt 100 ]; then
+      if [ "$tries" -gt "$limit" ]; then
         kill -KILL "$pid"
         break
       fi
@@ -67,10 +67,11 @@ until_true ()
 # its process.
 guest_remote ()
 {
-  local socket=$BATS_TEST_TMPDIR/remote.sock
-  guest_start remote nbdkit -f -r -U "$socket" --filter=delay file "$@"
+  local socket=$BATS_TEST_TMPDIR/remote.sock pid=$BATS_TEST_TMPDIR/remote.pid
+  guest_start remote nbdkit -f -r -U "$socket" -P "$pid" --filter=delay file "$@"
   base=$started
-  until_true 10 test -S "$socket"
+  # Its socket is there before it can be connected to.
+  until_true 60 test -s "$pid"
   remote="nbd+unix:///?socket=$socket"
 }
 
@@ -81,7 +82,7 @@ guest_serve ()
   rm -f "$BATS_TEST_TMPDIR/serve.out"
   guest_start serve "$NBDCHAIN" serve "$@"
   server=$started
-  until_true 30 grep -q '^nbd' "$BATS_TEST_TMPDIR/serve.out" || {
+  until_true 60 grep -q '^nbd' "$BATS_TEST_TMPDIR/serve.out" || {
     cat "$BATS_TEST_TMPDIR/serve.err"
     return 1
   }
@@ -99,8 +100,8 @@ guest_setup ()
 {
   # The limit is for a guest that hangs; valgrind and sanitizers slow down the
   # server that it waits for.
-  local limit=150
-  [ -z "${NBDCHAIN_VALGRIND-}${NBDCHAIN_SANITIZER-}" ] || limit=400
+  local limit=300
+  [ -z "${NBDCHAIN_VALGRIND-}${NBDCHAIN_SANITIZER-}" ] || limit=500
   boot_guest=("$top_srcdir/scripts/boot-guest" --limit "$limit"
               --log "$BATS_TEST_TMPDIR/console")
   cd "$BATS_TEST_TMPDIR" || return 1
@@ -111,7 +112,7 @@ guest_teardown ()
   local pid file
   # The last first: guest, then its server, then what the server reads from.
   for ((pid = ${#guest_pids[@]} - 1; pid >= 0; pid--)); do
-    guest_end "${guest_pids[pid]}" 2>/dev/null || true
+    guest_end "${guest_pids[pid]}" 10 2>/dev/null || true
   done
   if [ -z "${BATS_TEST_COMPLETED-}" ]; then
     for file in remote.err serve.err console; do
