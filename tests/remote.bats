@@ -113,13 +113,16 @@ def flush(h):
     return Request(h, h.aio_flush())
 
 
-def waits(requests, h, offset, data):
+def waits(requests, h, offset, data, limit=float("inf")):
     """While the server answers twenty requests of the local DATA at OFFSET,
-    none of these is answered."""
+    none of these is answered; but from the time LIMIT on, where that has come
+    on a busy machine, they may have failed."""
     for i in range(20):
         assert read(h, len(data), offset).get() == data
     for r in requests:
-        assert not r.done(), "answered: %s" % r.result
+        assert not r.done() or \
+            time.monotonic() >= limit and r.result == errno.EIO, \
+            "answered: %s" % r.result
 END
 }
 
@@ -479,8 +482,9 @@ h = connect()
 write(h, b"L" * BLOCK, 0).get()
 said("connected")
 heard("down")
+limit = time.monotonic() + 2
 r, w = read(h, BLOCK, BLOCK), write(h, b"x", 3 * BLOCK)
-waits([r, w], h, 0, b"L" * BLOCK)
+waits([r, w], h, 0, b"L" * BLOCK, limit)
 assert r.error() == errno.EIO
 assert w.error() == errno.EIO
 assert read(h, BLOCK, 0).get() == b"L" * BLOCK
@@ -559,8 +563,9 @@ h = connect()
 write(h, b"L" * BLOCK, 0).get()
 said("connected")
 heard("stalled")
+limit = time.monotonic() + 2
 requests = [read(h, BLOCK, i * 10 * BLOCK) for i in range(1, 5)]
-waits(requests, h, 0, b"L" * BLOCK)
+waits(requests, h, 0, b"L" * BLOCK, limit)
 for r in requests:
     assert r.error() == errno.EIO
 said("failed")
@@ -801,7 +806,7 @@ socket.socket(socket.AF_UNIX).bind("dead.sock")'
   for ref in "nbd+unix:///?socket=$PWD/nothing.sock" \
              "nbd+unix:///?socket=$PWD/dead.sock" "nbd://127.0.0.1:$port/x" \
              nbd://host.invalid/x; do
-    run -1 timeout 30 "$NBDCHAIN" create -b "$ref" -F raw a.fvd
+    run -1 timeout "$patience" "$NBDCHAIN" create -b "$ref" -F raw a.fvd
     [[ $output == "nbdchain: $ref: "* ]]
     [ "${#lines[@]}" -eq 1 ]
     [ ! -e a.fvd ]
@@ -813,9 +818,9 @@ socket.socket(socket.AF_UNIX).bind("dead.sock")'
   overlay a.fvd
   base_down
   nbdkit_with_chain
-  run -1 timeout 30 "${nbdkit[@]}" -U - "$NBDCHAIN_PLUGIN" a.fvd --run true
+  run -1 timeout "$patience" "${nbdkit[@]}" -U - "$NBDCHAIN_PLUGIN" a.fvd --run true
   [[ $output == *"$remote"* ]]
-  run -1 timeout 30 "$NBDCHAIN" serve a.fvd -U "$PWD/serve.sock"
+  run -1 timeout "$patience" "$NBDCHAIN" serve a.fvd -U "$PWD/serve.sock"
   [[ $output == *"$remote"* ]]
   base_up
   serve a.fvd
@@ -911,7 +916,7 @@ assert r.get() == BASE[2 * BLOCK:3 * BLOCK]
 '
   go_on connected
   kill_both
-  patience=10 go_on waiting
+  go_on waiting
   base_up
   finished
 }
@@ -1050,7 +1055,7 @@ lie ()
       return
     }
   { echo "from disk import *"; echo "MODE = '$mode'"; cat <<<"$lies"; } >lies.py
-  timeout "$patience" /usr/bin/python3 lies.py "$uri"
+  timeout $((3 * patience)) /usr/bin/python3 lies.py "$uri"
   kill "$pid"
   wait_for 10 is_gone "$pid"
   wait "$pid"
@@ -1146,7 +1151,7 @@ END
 h = connect()
 write(h, b"L" * BLOCK, 0).get()
 for i in range(1, 5):
-    assert read(h, BLOCK, i * BLOCK).error(10) == errno.EIO
+    assert read(h, BLOCK, i * BLOCK).error() == errno.EIO
     assert read(h, BLOCK, 0).get() == b"L" * BLOCK
 END
 }
@@ -1162,7 +1167,7 @@ END
            9223372036854775807 9223372036854775808 18446744073709551615; do
     echo "size $n"
     peer "$n" honest
-    run timeout 30 "$NBDCHAIN" create -b "$remote" -F raw a.fvd
+    run timeout "$patience" "$NBDCHAIN" create -b "$remote" -F raw a.fvd
     if [ "$status" -eq 0 ]; then
       # The most that the format has, and some file systems; to go through a
       # bitmap of that takes minutes.
@@ -1171,7 +1176,7 @@ END
         continue
       fi
       [ "${#n}" -lt 19 ]
-      run -0 timeout 30 "$NBDCHAIN" map --json a.fvd
+      run -0 timeout "$patience" "$NBDCHAIN" map --json a.fvd
       [[ $output == *"\"size\": $n"* ]]
       serve a.fvd
       [ "$(nbdinfo --size "$uri")" = "$n" ]
@@ -1193,13 +1198,13 @@ END
 
 @test "create on a remote that talks nonsense is an error" {
   peer "$size" garbage
-  run -1 timeout 30 "$NBDCHAIN" create -b "$remote" -F raw a.fvd
+  run -1 timeout "$patience" "$NBDCHAIN" create -b "$remote" -F raw a.fvd
   [[ $output == "nbdchain: $remote: "* ]]
   [ ! -e a.fvd ]
   kill "$base_pid"
   wait "$base_pid" || :
   peer "$size" silent
-  run -1 timeout 30 "$NBDCHAIN" create -b "$remote" -F raw a.fvd
+  run -1 timeout "$patience" "$NBDCHAIN" create -b "$remote" -F raw a.fvd
   [[ $output == "nbdchain: $remote: "* ]]
   [ ! -e a.fvd ]
 }
