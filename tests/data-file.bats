@@ -91,11 +91,12 @@ refused ()
 
 @test "one that somebody writes to is refused, and nobody else writes to ours" {
   make_pair
-  qemu-nbd -f raw -k "$PWD/q" -t data.raw 3>&- &
-  started_pids+=($!)
-  wait_for 20 test -S q
+  # It locks the file some time after it listens, and before it tells its pid.
+  start qemu qemu-nbd -f raw -k "$PWD/q" --pid-file qemu.pid -t data.raw
+  wait_for 20 is_ready_or_gone qemu.pid "$pid"
+  [ -s qemu.pid ]
   refused top.fvd "data.raw: in use"
-  stop $!
+  stop "$pid"
   serve_plain top.fvd
   run ! qemu-io -f raw -c "write 0 512" data.raw
   [[ $output == *lock* ]]

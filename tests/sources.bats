@@ -200,8 +200,11 @@ serves_files ()
   shows_base_and_takes_writes
   survives_its_command qemu-nbd
   clear_stage
-  start writer qemu-nbd -f qcow2 -k "$PWD/writer.sock" -t base.qcow2
-  wait_for 20 test -S writer.sock
+  # It locks the file some time after it listens, and before it tells its pid.
+  start writer qemu-nbd -f qcow2 -k "$PWD/writer.sock" --pid-file writer.pid \
+    -t base.qcow2
+  wait_for 20 is_ready_or_gone writer.pid "$pid"
+  [ -s writer.pid ]
   refused "cannot connect" --base '[ qemu-nbd -r -f qcow2 base.qcow2 ]'
 }
 
