@@ -118,14 +118,27 @@ END
   chmod +x bin/*
 }
 
+# is_of_stage PID: a process that was started there, and runs.  None of them is
+# a child of the test, and the number of one that has ended is soon another's.
+is_of_stage ()
+{
+  grep -qszxF "stage=$stage" "/proc/$1/environ"
+}
+
+has_left_stage ()
+{
+  ! is_of_stage "$1"
+}
+
 # clear_stage: end every server that examples have started.
 clear_stage ()
 {
   local pid
   [ -e "$stage/servers" ] || return 0
   for pid in $(tac "$stage/servers"); do
+    is_of_stage "$pid" || continue
     kill "$pid" 2>/dev/null || :
-    wait_for 20 is_gone "$pid" || kill -KILL "$pid"
+    wait_for 20 has_left_stage "$pid" || kill -KILL "$pid"
   done
   rm -f "$stage/servers" "$stage"/run/*
 }
