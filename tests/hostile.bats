@@ -18,7 +18,7 @@ attack ()
   local name
   for name; do
     echo "$name"
-    timeout 120 /usr/bin/python3 "$client" "$sock" "$name"
+    timeout 300 /usr/bin/python3 "$client" "$sock" "$name"
   done
 }
 
@@ -55,7 +55,7 @@ attack_and_end ()
   disk
   serve top.fvd "${@:2}"
   server=$pid
-  start clients timeout 120 /usr/bin/python3 "$client" "$sock" "$1" --stay
+  start clients timeout 300 /usr/bin/python3 "$client" "$sock" "$1" --stay
   clients=$pid pid=$server
   wait_for 60 is_done_or_gone clients.out "$clients"
   [ -s clients.out ]

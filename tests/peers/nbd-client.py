@@ -24,7 +24,7 @@ import threading
 import time
 
 PATH, ATTACK = sys.argv[1], sys.argv[2]
-PATIENCE = 60
+PATIENCE = 120
 
 SIZE = 64 << 20                         # of the disk
 HONEST = 32 << 20                       # the honest client's blocks are here
@@ -80,7 +80,18 @@ def shake_hands(s):
 
 
 def ready():
-    return shake_hands(connect())
+    """A connection that is ready for requests; waits for another server in the
+    place of one that dies meanwhile."""
+    end = time.monotonic() + PATIENCE
+    while True:
+        s = connect()
+        try:
+            return shake_hands(s)
+        except (OSError, EOFError):
+            s.close()
+            if time.monotonic() > end:
+                raise
+            time.sleep(0.01)
 
 
 def send(s, kind, offset, count, flags=0, data=b"", cookie=1, magic=0x25609513):
@@ -302,8 +313,8 @@ def unread(honest):
 def vanish(honest):
     """Connect, ask for much, and hang up at once, again and again."""
     for i in range(100):
+        s = ready()
         try:
-            s = ready()
             for k in range(1 + i % 32):
                 send(s, READ, k << 20, 1 << 16, cookie=k)
             s.close()
@@ -316,10 +327,7 @@ def crowd(honest):
     """200 connections at a time, all of them idle, and one more that works."""
     stay = []
     for _ in range(200):
-        try:
-            stay.append(ready())
-        except (OSError, EOFError):
-            pass
+        stay.append(ready())
     honest.advances()
     with ready() as s:
         send(s, READ, 0, 512)
@@ -333,8 +341,8 @@ def refused(honest):
     lost = 0
     for _ in range(200):
         try:
-            stay.append(ready())
-        except (OSError, EOFError, AssertionError):
+            stay.append(shake_hands(connect()))
+        except (OSError, EOFError):
             lost += 1
     assert lost >= 50, lost
     honest.advances()
