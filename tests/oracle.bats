@@ -377,7 +377,7 @@ copying_rounds ()
   wait_for 20 test -S qmp
   timeout 120 "$NBDCHAIN" stream qmp
   wait "$clients"
-  stop_hard "$base"
+  ! is_child "$base" || stop_hard "$base"
   oracle "$seed" --verify-only --base base.raw --state state "$uri"
   run -0 "$qmp" script qmp <<<'{"execute": "query-named-block-nodes"}'
   [[ $output != *base.sock* ]]

@@ -235,14 +235,22 @@ grows ()
 }
 
 @test "killed at any moment, it goes on where it was" {
+  local kills=0
   make_base base.raw 50331648
   make_overlay top.fvd base.raw
   for ms in 20 60 100 140 180 40 80 120; do
     start killed "$NBDCHAIN" stream --speed 64M top.fvd
     sleep "$(printf '0.%03d' "$ms")"
-    stop_hard "$pid"
+    # On a busy machine it may have been longer, and all is done.
+    if is_child "$pid"; then
+      stop_hard "$pid"
+      kills=$((kills + 1))
+    else
+      ends_with 0 "$pid"
+    fi
     is_disk top.fvd base.raw
   done
+  [ "$kills" -gt 0 ]
   "$NBDCHAIN" stream --speed 300M --json top.fvd >out
   mv base.raw away.raw
   is_disk top.fvd away.raw

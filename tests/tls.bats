@@ -112,7 +112,7 @@ no_overlay ()
 no_server ()
 {
   local hung=
-  run timeout 20 "$NBDCHAIN" serve top.fvd --base "$remote" "$@"
+  run timeout 60 "$NBDCHAIN" serve top.fvd --base "$remote" "$@"
   [ -z "${NBDCHAIN_SANITIZER-}" ] || [ "$status" -ne 124 ] || hung=yes
   [ "$status" -eq 1 ] || [ -n "$hung" ]
   [[ $output == *"$remote: "* ]]

@@ -53,7 +53,7 @@ static const char help[] =
 "  --log FILE         add marks for powerloss to FILE\n"
 "  --flush            with --serve: flush and use FUA all the same\n"
 "  --flush-at-end     flush before the last stop\n"
-"  --timeout SECONDS  how long to wait for the server (default 20)\n"
+"  --timeout SECONDS  how long to wait for the server (default 60)\n"
 "Exit status: 0 nothing lost, 1 something was, 2 trouble.\n";
 
 enum {
@@ -321,7 +321,7 @@ parse (struct settings *s, int argc, char *argv[])
   s->opts.settling = SETTLE_BY_CALLER;
   s->kills = 100;
   s->max_ops = 120;
-  s->timeout = 20;
+  s->timeout = 60;
   while ((c = getopt_long (argc, argv, "+", options, NULL)) != -1) {
     switch (c) {
     case OPT_HELP: fputs (help, stdout); exit (0);

@@ -46,7 +46,7 @@ static const char help[] =
 "  --verify-only      compare the whole disk, change nothing\n"
 "  --long-extents     tolerate extents that reach past the request, as other\n"
 "                     servers may send\n"
-"  --timeout SECONDS  how long to wait for the server (default 20)\n"
+"  --timeout SECONDS  how long to wait for the server (default 60)\n"
 "Exit status: 0 all answers right, 1 a wrong one, 2 trouble.\n";
 
 enum {
@@ -121,7 +121,7 @@ parse (struct settings *s, int argc, char *argv[])
 
   client_options_init (&s->opts);
   s->ops = 2000;
-  s->timeout = 20;
+  s->timeout = 60;
   while ((c = getopt_long (argc, argv, "", options, NULL)) != -1) {
     switch (c) {
     case OPT_HELP: fputs (help, stdout); exit (0);
