@@ -37,7 +37,7 @@ setup ()
 
 teardown ()
 {
-  local status=$? i pid dir file
+  local status=$? i pid device dir file
   # nbdkit waits for its clients to go, so all are told at once.
   for pid in "${started_pids[@]}"; do
     ! is_child "$pid" || kill "$pid" 2>/dev/null || :
@@ -45,8 +45,8 @@ teardown ()
   for ((i = ${#started_pids[@]} - 1; i >= 0; i--)); do
     stop "${started_pids[i]}" >/dev/null 2>&1 || :
   done
-  for dir in "${loop_devices[@]}"; do
-    losetup -d "$dir" 2>/dev/null || :
+  for device in "${loop_devices[@]}"; do
+    losetup -d "$device" 2>/dev/null || :
   done
   for dir in "${scratch_dirs[@]}"; do
     rm -rf "$dir"
@@ -92,9 +92,13 @@ start ()
   started_pids+=("$pid")
 }
 
+# is_gone PID: also if nobody has waited for it, as the first process of a
+# container may not.
 is_gone ()
 {
-  ! kill -0 "$1" 2>/dev/null
+  local stat
+  { read -r stat <"/proc/$1/stat"; } 2>/dev/null || return 0
+  [[ ${stat##*) } == [ZX]* ]]
 }
 
 # hangs_at_exit PID: with the sanitizers of Debian 12, an nbdkit that has used
@@ -167,6 +171,33 @@ loop_device ()
 {
   device=$(losetup --find --show "$1")
   loop_devices+=("$device")
+}
+
+# detach_device: $device is free before the test ends.  It may soon be of
+# another test, which teardown must not take it away from.
+detach_device ()
+{
+  local i
+  losetup -d "$device"
+  for i in "${!loop_devices[@]}"; do
+    [ "${loop_devices[i]}" != "$device" ] || unset "loop_devices[i]"
+  done
+}
+
+# free_port: print a TCP port that nothing listens on.  It is none of those that
+# the kernel gives to clients, for one of another test may get it before a
+# server does, or while that is away.
+free_port ()
+{
+  /usr/bin/python3 -c 'import random, socket
+while True:
+    port = random.randrange(10240, 32768)
+    try:
+        socket.socket().bind(("127.0.0.1", port))
+        print(port)
+        break
+    except OSError:
+        pass'
 }
 
 # nbdkit_with_chain: set $nbdkit to the words that start an nbdkit which can

@@ -50,15 +50,6 @@ example ()
     END { exit !found }'
 }
 
-# free_port: print a TCP port that nothing listens on.
-free_port ()
-{
-  /usr/bin/python3 -c 'import socket
-s = socket.socket()
-s.bind(("127.0.0.1", 0))
-print(s.getsockname()[1])'
-}
-
 # make_stage: make bin/, a folder for PATH, and run/ in the current directory,
 # and choose the ports of "server".  In bin/, "nbdkit chain" has the plugin and the
 # filters of the build, "nbdchain serve" goes on in the background once it is ready, as

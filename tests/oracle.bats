@@ -106,7 +106,7 @@ rounds ()
     stop "$pid"
     "$NBDCHAIN" check "$device"
   done
-  losetup -d "$device"
+  detach_device
   yes old | head -c 8M | dd of=device.img conv=notrunc status=none
   loop_device device.img
   : >base.raw

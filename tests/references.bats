@@ -157,21 +157,12 @@ reference ()
 print(json.load(sys.stdin)["backing"]["reference"])'
 }
 
-# free_port: set $port to a TCP port that nothing listens on.
-free_port ()
-{
-  port=$(/usr/bin/python3 -c 'import socket
-s = socket.socket()
-s.bind(("127.0.0.1", 0))
-print(s.getsockname()[1])')
-}
-
 # serve_tcp NAME FILE: on 127.0.0.1; sets $port and $pid.
 serve_tcp ()
 {
   local try
   for try in 1 2 3; do
-    free_port
+    port=$(free_port)
     rm -f "$top/$1.pid"
     start "$top/$1" "$NBDKIT" -f -r -i 127.0.0.1 -p "$port" \
       -P "$top/$1.pid" file "$2"

@@ -227,15 +227,6 @@ tells ()
   grep -qF -- "$2" "$1.err"
 }
 
-# free_port: set $port to a TCP port that nothing listens on.
-free_port ()
-{
-  port=$(/usr/bin/python3 -c 'import socket
-s = socket.socket()
-s.bind(("127.0.0.1", 0))
-print(s.getsockname()[1])')
-}
-
 # base_up_tcp: on $port.
 base_up_tcp ()
 {
@@ -292,7 +283,7 @@ h.shutdown()
 }
 
 @test "a base on TCP: what is written is merged with it" {
-  free_port
+  port=$(free_port)
   base_up_tcp
   remote=nbd://127.0.0.1:$port/
   overlay a.fvd
@@ -306,7 +297,7 @@ h.shutdown()
 }
 
 @test "a base on TCP that is killed and comes back" {
-  free_port
+  port=$(free_port)
   base_up_tcp
   remote=nbd://127.0.0.1:$port/
   overlay a.fvd
@@ -802,7 +793,7 @@ for i, r in enumerate(requests):
   # Nobody listens on the second.
   /usr/bin/python3 -c 'import socket
 socket.socket(socket.AF_UNIX).bind("dead.sock")'
-  free_port
+  port=$(free_port)
   for ref in "nbd+unix:///?socket=$PWD/nothing.sock" \
              "nbd+unix:///?socket=$PWD/dead.sock" "nbd://127.0.0.1:$port/x" \
              nbd://host.invalid/x; do

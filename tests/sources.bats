@@ -255,7 +255,8 @@ serves_files ()
 needs_loop ()
 {
   local device
-  device=$(losetup --find --show base.img 2>/dev/null) ||
+  truncate -s 1M probe.img
+  device=$(losetup --find --show probe.img 2>/dev/null) ||
     skip "no loop device can be set up here"
   losetup -d "$device"
 }
