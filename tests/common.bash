@@ -166,9 +166,17 @@ scratch_dir ()
   scratch_dirs+=("$scratch")
 }
 
+# need_mount: the test mounts something, which only root may.
+need_mount ()
+{
+  [ "$(id -u)" -eq 0 ] || skip "needs root, to mount"
+  unshare -m true 2>/dev/null || skip "may not mount"
+}
+
 # loop_device FILE: set $device to a block device on FILE, until the test ends.
 loop_device ()
 {
+  [ "$(id -u)" -eq 0 ] || skip "needs root, for a loop device"
   device=$(losetup --find --show "$1")
   loop_devices+=("$device")
 }

@@ -116,12 +116,6 @@ serve_as ()
   serve_by "$name" "${words[@]}" "${nbdkit[@]}" -f -- "$NBDCHAIN_PLUGIN" "$@"
 }
 
-need_root ()
-{
-  [ "$(id -u)" -eq 0 ] || skip "needs root"
-  unshare -m true 2>/dev/null || skip "may not mount"
-}
-
 @test "--dump-plugin and --help tell what the manual tells" {
   run -0 "$NBDKIT" --dump-plugin "$NBDCHAIN_PLUGIN"
   for line in name=chain version="$NBDCHAIN_VERSION" thread_model=parallel \
@@ -973,7 +967,7 @@ unclean_image ()
 }
 
 @test "read-only media: served read-only by itself, closed in order or not" {
-  need_root
+  need_mount
   local read_only='
 mount --bind images images &&
 mount -o remount,ro,bind images &&
@@ -990,7 +984,7 @@ exec "$@"'
 }
 
 @test "a file system mounted read-only from a loop device" {
-  need_root
+  need_mount
   unclean_image
   truncate -s 32M fs.img
   mkfs.ext4 -q -F -d images fs.img

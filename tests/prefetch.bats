@@ -176,6 +176,7 @@ is_local ()
 }
 
 @test "storage that is full is no end" {
+  need_mount
   make_base base.raw 16777216
   timeout 300 unshare --mount --propagation private bash -euc '
     mkdir full

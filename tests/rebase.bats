@@ -193,6 +193,7 @@ END
 }
 
 @test "a full disk is an error, and it goes on when there is room" {
+  need_mount
   make_base base.raw 12000000
   truncate -s 16M fs.img
   mkfs.ext4 -q -m 0 fs.img

@@ -422,6 +422,7 @@ for block in after:
 }
 
 @test "on-error=enospc: full storage lets it wait, and guests lose nothing" {
+  need_mount
   make_base base.raw 16777216
   mkdir full
   start serve unshare --mount --propagation private bash -euc '

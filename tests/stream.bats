@@ -218,6 +218,7 @@ grows ()
 }
 
 @test "storage that is full ends it, and the image is as good as before" {
+  need_mount
   make_base base.raw 16777216
   unshare --mount --propagation private bash -euc '
     mkdir full
