@@ -202,14 +202,17 @@ end_server (pid_t pid)
 }
 
 /* Open and start the server's export. */
+/* A limit for peers that answer, if at a busy moment not at once. */
+#define PATIENT 30
+
 static struct nc_dev *
 open_started (unsigned retry)
 {
   struct nc_dev *dev;
 
   forget_messages ();
-  dev = nc_dev_open_nbd (uri, retry, NULL);
-  if (dev == NULL) {
+  /* With a small limit a slow server may take several attempts. */
+  if (!EVENTUALLY ((dev = nc_dev_open_nbd (uri, retry, NULL)) != NULL)) {
     fprintf (stderr, "cannot open %s\n", uri);
     exit (1);
   }
@@ -721,7 +724,7 @@ test_reply (const char *mode, int error, const char *message,
             const char *sentence)
 {
   pid_t pid = start_peer ("1048576", mode);
-  struct nc_dev *dev = open_started (1);
+  struct nc_dev *dev = open_started (PATIENT);
   unsigned char buf[4096];
 
   ok (dev->ops->pread (dev, buf, sizeof buf, 8192) == (error ? -1 : 0) &&
@@ -735,7 +738,7 @@ static void
 test_status (const char *mode, size_t n, const char *sentence)
 {
   pid_t pid = start_peer ("1048576", mode);
-  struct nc_dev *dev = open_started (1);
+  struct nc_dev *dev = open_started (PATIENT);
   struct nc_extents extents;
   bool good = true;
   uint64_t end = 1000;
@@ -756,7 +759,7 @@ static void
 test_twice (void)
 {
   pid_t pid = start_peer ("1048576", "twice");
-  struct nc_dev *dev = open_started (1);
+  struct nc_dev *dev = open_started (PATIENT);
   unsigned char buf[4096];
   int i;
 
@@ -776,7 +779,7 @@ static void
 test_mute (void)
 {
   pid_t pid = start_peer ("1048576", "mute");
-  struct nc_dev *dev = open_started (1);
+  struct nc_dev *dev = open_started (3);
   unsigned char c;
   double t = seconds ();
   unsigned i;
