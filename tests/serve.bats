@@ -152,17 +152,11 @@ while True:
         time.sleep(60)
     if do[0] == "slow-on-stop":
         time.sleep(float(do[1]))
-    if do[0] in ("idle", "idle-writes"):
-        def end(*_):
-            if do[0] == "idle-writes":
-                time.sleep(1)
-                open(top + "/written", "w").close()
-            sys.exit(9)
-        signal.signal(signal.SIGTERM, end)
+    if do[0] == "idle":
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(9))
     if do[0] == "deaf":
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    keeper.send(b"stopped idle" if do[0] in ("idle", "idle-writes", "deaf")
-                else b"stopped")
+    keeper.send(b"stopped idle" if do[0] in ("idle", "deaf") else b"stopped")
 EOF
   chmod +x "$dir/nbdkit"
   export NBDKIT=$dir/nbdkit
@@ -482,13 +476,6 @@ EOF
   done
   # A wait that is over is no restart.
   starts 2
-}
-
-@test "what a server without clients has to write at its end is waited for" {
-  fake idle-writes
-  start_ready top.fvd -U sock
-  finish 0 TERM
-  [ -e written ]
 }
 
 @test "a slow stop is waited for, also after more SIGTERMs, and told" {

@@ -48,7 +48,8 @@
 #define LONGEST_PAUSE 5000
 #define FIRST_NOTICE 2000       /* of what a stop waits for */
 #define NEXT_NOTICE 1000
-#define LAST_GRACE 5000         /* for an nbdkit without work to end itself */
+#define LAST_GRACE 1500         /* for an nbdkit without work to end itself: a
+                                   stop takes two seconds at most */
 
 #define EARLY_DEATHS_MAX 5      /* by signals, never having been ready */
 #define STOP_ATTEMPTS_MAX 12    /* about 40 s of starting it to stop it */
