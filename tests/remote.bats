@@ -161,6 +161,21 @@ base_down ()
   stop_hard "$base_pid"
 }
 
+# base_freeze: it hangs, until it gets SIGCONT.  One thread takes the signal and
+# tells the others; until it gets to that they go on answering.
+base_freeze ()
+{
+  kill -STOP "$base_pid"
+  wait_for 20 has_stopped "$base_pid"
+}
+
+# has_stopped PID: all of its threads.
+has_stopped ()
+{
+  [ "$(sed -n 's/^State:[[:space:]]*\(.\).*/\1/p' "/proc/$1/task"/*/status |
+    sort -u)" = T ]
+}
+
 # peer SIZE MODE: one that lies, in the base's place.
 peer ()
 {
@@ -538,7 +553,7 @@ assert read(h, BLOCK, 5 * BLOCK).get() == b"p" * 10 + \
     BASE[5 * BLOCK + 10:6 * BLOCK]
 END
   go_on connected
-  kill -STOP "$base_pid"
+  base_freeze
   touch stalled
   go_on waiting
   kill -CONT "$base_pid"
@@ -564,7 +579,7 @@ heard("awake")
 assert read(h, BLOCK, 10 * BLOCK).get() == BASE[10 * BLOCK:11 * BLOCK]
 END
   go_on connected
-  kill -STOP "$base_pid"
+  base_freeze
   touch stalled
   go_on failed
   kill -CONT "$base_pid"
@@ -818,7 +833,7 @@ socket.socket(socket.AF_UNIX).bind("dead.sock")'
   assert_same_as base.raw "$uri"
 }
 
-# ends_without_base SIGNAL-TO-BASE: serve ends with requests that wait.
+# ends_without_base base_down|base_freeze: serve ends with requests that wait.
 ends_without_base ()
 {
   base_up
@@ -840,7 +855,7 @@ for r in requests:
     r.error()
 END
   go_on connected
-  kill "-$1" "$base_pid"
+  "$1"
   touch down
   go_on waiting
   kill "$pid"
@@ -848,7 +863,7 @@ END
   wait "$pid"
   finished
   run -0 "$NBDCHAIN" check a.fvd
-  if [ "$1" = KILL ]; then
+  if [ "$1" = base_down ]; then
     base_up
   else
     kill -CONT "$base_pid"
@@ -862,11 +877,11 @@ END
 }
 
 @test "serve ends in time while requests wait for a base that died" {
-  ends_without_base KILL
+  ends_without_base base_down
 }
 
 @test "serve ends in time while requests wait for a base that stalls" {
-  ends_without_base STOP
+  ends_without_base base_freeze
 }
 
 # The client of a disk of which nbdkit and the base are killed at once.
