@@ -17,7 +17,6 @@
 
 #include "ref.h"
 
-#include <arpa/inet.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
@@ -25,17 +24,14 @@
 #include <stdint.h>
 #include <stdio.h>
 #include <string.h>
-#include <strings.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
-
-#include <libxml/uri.h>
 
 #include "report.h"
 #include "scope.h"
 #include "text.h"
+#include "uri.h"
 
-#define NBD_PORT 10809
 #define LINKS_MAX 40            /* as the kernel's own limit */
 
 /* A directory that permits what lies below it. */
@@ -47,64 +43,25 @@ struct dir {
   bool is_image_dir;            /* not allowed as such, but holds the image */
 };
 
-/* The parts of an NBD URI that the policy compares. */
-struct uri {
-  char *scheme;                 /* lower case */
-  char *host;                   /* lower case, no brackets; NULL if unix */
-  int port;                     /* 0 if unix */
-  char *export_name;            /* "" = the default one */
-  char *socket;                 /* NULL unless unix */
-};
-
 struct nc_allow {
   struct dir *dirs;
   size_t n_dirs;
-  struct uri *uris;
+  struct nc_uri *uris;
   size_t n_uris;
 };
 
 /* ------------------------------------------------------------------ */
 /* Text for messages. */
 
-/* TEXT with quotes around it and everything odd in it escaped.  Allocated;
- * NULL with errno set, reported. */
+/* As nc_text_quote; but that there is no memory is reported. */
 static char *
 quote (const char *text)
 {
-  const unsigned char *s = (const unsigned char *) text;
-  char *out = malloc (strlen (text) * 4 + 3), *p = out;
-  bool printable;
-  size_t len, i;
+  char *quoted = nc_text_quote (text);
 
-  if (out == NULL) {
+  if (quoted == NULL)
     nc_error ("malloc: %m");
-    return NULL;
-  }
-  *p++ = '"';
-  while (*s) {
-    len = nc_text_next ((const char *) s, &printable);
-    if (*s == '"' || *s == '\\') {
-      *p++ = '\\';
-      *p++ = *s++;
-    }
-    else if (*s == '\n') {
-      *p++ = '\\';
-      *p++ = 'n';
-      s++;
-    }
-    else if (!printable) {
-      for (i = 0; i < len; ++i)
-        p += sprintf (p, "\\x%02x", *s++);
-    }
-    else {
-      memcpy (p, s, len);
-      p += len;
-      s += len;
-    }
-  }
-  *p++ = '"';
-  *p = '\0';
-  return out;
+  return quoted;
 }
 
 /* What starts every message about a reference: who names what.  The caller
@@ -141,21 +98,6 @@ scheme_length (const char *text)
   return strspn (text, alpha) > 0 && text[len] == ':' ? len : 0;
 }
 
-static bool
-is_nbd_scheme (const char *scheme, size_t len)
-{
-  static const char *const schemes[] = {
-    "nbd", "nbds", "nbd+unix", "nbds+unix",
-  };
-  size_t i;
-
-  for (i = 0; i < sizeof schemes / sizeof schemes[0]; ++i)
-    if (strlen (schemes[i]) == len &&
-        strncasecmp (schemes[i], scheme, len) == 0)
-      return true;
-  return false;
-}
-
 int
 nc_ref_kind (const char *text, enum nc_ref_kind *kind)
 {
@@ -177,7 +119,7 @@ nc_ref_kind (const char *text, enum nc_ref_kind *kind)
     return 0;
   }
   scheme = scheme_length (text);
-  if (scheme > 0 && is_nbd_scheme (text, scheme)) {
+  if (scheme > 0 && nc_uri_is_nbd (text, scheme)) {
     *kind = NC_REF_URI;
     return 0;
   }
@@ -202,239 +144,13 @@ nc_ref_kind (const char *text, enum nc_ref_kind *kind)
 /* URIs. */
 
 static void
-free_uri (struct uri *uri)
+free_uri (struct nc_uri *uri)
 {
   free (uri->scheme);
   free (uri->host);
   free (uri->export_name);
   free (uri->socket);
   memset (uri, 0, sizeof *uri);
-}
-
-static void
-free_xml_uri (xmlURIPtr *xml)
-{
-  if (*xml)
-    xmlFreeURI (*xml);
-}
-
-static void
-free_xml_char (char **s)
-{
-  if (*s)
-    xmlFree (*s);
-}
-
-static void
-lower_case (char *s)
-{
-  for (; *s; ++s)
-    if (*s >= 'A' && *s <= 'Z')
-      *s += 'a' - 'A';
-}
-
-/* A host as the policy compares it: lower case, and one spelling for each
- * address.  Returns NULL if out of memory. */
-static char *
-normal_host (const char *server)
-{
-  char text[INET6_ADDRSTRLEN];
-  struct in6_addr addr;
-  size_t len = strlen (server);
-  char *host;
-
-  if (len >= 2 && server[0] == '[' && server[len-1] == ']')
-    host = strndup (server + 1, len - 2);
-  else
-    host = strdup (server);
-  if (host == NULL)
-    return NULL;
-  lower_case (host);
-  if (inet_pton (AF_INET6, host, &addr) == 1 &&
-      inet_ntop (AF_INET6, &addr, text, sizeof text)) {
-    free (host);
-    return strdup (text);
-  }
-  return host;
-}
-
-/* Take the socket from the raw query of a URI, and refuse all else there. */
-static int
-parse_query (const char *query, const char *context, int refused,
-             struct uri *uri)
-{
-  while (*query) {
-    size_t len = strcspn (query, "&;");
-    const char *equals = memchr (query, '=', len);
-    size_t name_len = equals ? (size_t) (equals - query) : len;
-    const char *value = equals ? equals + 1 : query + len;
-    size_t value_len = len - (value - query);
-    __attribute__ ((__cleanup__ (free_xml_char))) char *name =
-      xmlURIUnescapeString (query, name_len, NULL);
-
-    /* A length of 0 means the whole string to libxml2. */
-    if (name_len > 0 && name == NULL) {
-      nc_error ("%s cannot be parsed as a URI", context);
-      errno = EINVAL;
-      return -1;
-    }
-    if (len > 0) {
-      if (name_len == 0 || strcmp (name, "socket") != 0) {
-        NC_FREE char *quoted = quote (name_len == 0 ? "" : name);
-
-        if (quoted)
-          nc_error ("%s has the parameter %s: none but \"socket\" is taken "
-                    "from there; give the whole reference on the command "
-                    "line (base=, or --base)", context, quoted);
-        errno = refused;
-        return -1;
-      }
-      if (uri->socket) {
-        nc_error ("%s names more than one socket", context);
-        errno = EINVAL;
-        return -1;
-      }
-      if (value_len > 0) {
-        __attribute__ ((__cleanup__ (free_xml_char))) char *path =
-          xmlURIUnescapeString (value, value_len, NULL);
-
-        if (path == NULL) {
-          nc_error ("%s cannot be parsed as a URI", context);
-          errno = EINVAL;
-          return -1;
-        }
-        uri->socket = strdup (path);
-      }
-      else
-        uri->socket = strdup ("");
-      if (uri->socket == NULL) {
-        nc_error ("strdup: %m");
-        return -1;
-      }
-    }
-    query += len;
-    if (*query)
-      query++;
-  }
-  return 0;
-}
-
-static const char *
-path_of (xmlURIPtr xml)
-{
-  return xml->path ? xml->path : "";
-}
-
-/* Refuse what is no NBD URI, or has parts that such a one never has.  XML is
- * NULL if TEXT is no URI at all. */
-static int
-check_parts (xmlURIPtr xml, const char *text, const char *context,
-             int refused)
-{
-  const char *path;
-
-  errno = EINVAL;
-  /* An escaped NUL would end strings early. */
-  if (xml == NULL || xml->scheme == NULL || strstr (text, "%00")) {
-    nc_error ("%s cannot be parsed as a URI: bytes other than letters, "
-              "digits and -._~ must be written as %%XX", context);
-    return -1;
-  }
-  if (!is_nbd_scheme (xml->scheme, strlen (xml->scheme))) {
-    nc_error ("%s is not an NBD URI: the schemes are nbd, nbds, nbd+unix "
-              "and nbds+unix", context);
-    return -1;
-  }
-  path = path_of (xml);
-  if (xml->opaque || (path[0] != '\0' && path[0] != '/') ||
-      (xml->server == NULL && strstr (text, "://") == NULL)) {
-    nc_error ("%s lacks \"//\" after its scheme", context);
-    return -1;
-  }
-  errno = refused;
-  if (xml->user) {
-    nc_error ("%s has user information before an \"@\", which is never "
-              "taken from there; give the whole reference on the command "
-              "line (base=, or --base)", context);
-    return -1;
-  }
-  if (xml->fragment) {
-    nc_error ("%s has a fragment after \"#\", which means nothing in an NBD "
-              "URI; write %%23 if the character belongs to the name",
-              context);
-    return -1;
-  }
-  return 0;
-}
-
-static int
-check_socket (xmlURIPtr xml, const char *context, const struct uri *uri)
-{
-  errno = EINVAL;
-  if (xml->server && xml->server[0] != '\0') {
-    nc_error ("%s has a host, which a Unix socket does not: write three "
-              "slashes, %s:///EXPORT?socket=PATH", context, uri->scheme);
-    return -1;
-  }
-  if (uri->socket == NULL || uri->socket[0] != '/') {
-    nc_error ("%s must have the parameter \"socket\", an absolute path",
-              context);
-    return -1;
-  }
-  return 0;
-}
-
-static int
-parse_host (xmlURIPtr xml, const char *context, struct uri *uri)
-{
-  errno = EINVAL;
-  if (uri->socket) {
-    nc_error ("%s has a socket, but its scheme is for TCP: write %s+unix",
-              context, uri->scheme);
-    return -1;
-  }
-  if (xml->port > 65535) {
-    nc_error ("%s has the port %d: it must be from 1 to 65535",
-              context, xml->port);
-    return -1;
-  }
-  uri->port = xml->port > 0 ? xml->port : NBD_PORT;
-  /* libnbd connects to "localhost" where the host is absent. */
-  uri->host = normal_host (xml->server && xml->server[0] != '\0' ?
-                           xml->server : "localhost");
-  if (uri->host)
-    return 0;
-  nc_error ("strdup: %m");
-  return -1;
-}
-
-/* Parse TEXT into *uri, which free_uri releases also after an error.
- * CONTEXT starts the messages; REFUSED is the errno for a URI that is right
- * but has what is never taken. */
-static int
-parse_uri (const char *text, const char *context, int refused,
-           struct uri *uri)
-{
-  __attribute__ ((__cleanup__ (free_xml_uri))) xmlURIPtr xml =
-    xmlParseURI (text);
-  const char *path;
-
-  memset (uri, 0, sizeof *uri);
-  if (check_parts (xml, text, context, refused) == -1 ||
-      (xml->query_raw &&
-       parse_query (xml->query_raw, context, refused, uri) == -1))
-    return -1;
-
-  path = path_of (xml);
-  uri->scheme = strdup (xml->scheme);
-  uri->export_name = strdup (path[0] == '/' ? path + 1 : path);
-  if (uri->scheme == NULL || uri->export_name == NULL) {
-    nc_error ("strdup: %m");
-    return -1;
-  }
-  lower_case (uri->scheme);
-  return strstr (uri->scheme, "+unix") ? check_socket (xml, context, uri)
-    : parse_host (xml, context, uri);
 }
 
 /* Whether one of the components of an export's name is "." or "..". */
@@ -844,14 +560,14 @@ static int
 add_uri (struct nc_allow *allow, const char *text, const char *quoted)
 {
   NC_FREE char *context = NULL;
-  struct uri uri, *uris;
+  struct nc_uri uri, *uris;
 
   if (asprintf (&context, "allow=%s", quoted) == -1) {
     context = NULL;
     nc_error ("asprintf: %m");
     return -1;
   }
-  if (parse_uri (text, context, EINVAL, &uri) == -1) {
+  if (nc_uri_parse (text, context, EINVAL, &uri) == -1) {
     free_uri (&uri);
     return -1;
   }
@@ -918,7 +634,7 @@ resolve_socket (const char *path)
 }
 
 static bool
-uri_is_allowed (const struct uri *uri, const struct nc_allow *allow)
+uri_is_allowed (const struct nc_uri *uri, const struct nc_allow *allow)
 {
   NC_FREE char *socket = NULL;
   size_t i;
@@ -931,7 +647,7 @@ uri_is_allowed (const struct uri *uri, const struct nc_allow *allow)
       return false;
   }
   for (i = 0; i < allow->n_uris; ++i) {
-    const struct uri *a = &allow->uris[i];
+    const struct nc_uri *a = &allow->uris[i];
 
     if (strcmp (a->scheme, uri->scheme) != 0 ||
         !export_is_allowed (a->export_name, uri->export_name))
@@ -974,14 +690,14 @@ nc_ref_check_uri (const char *text, const char *image_path,
                   const struct nc_allow *allow)
 {
   NC_FREE char *context = make_context (text, image_path);
-  __attribute__ ((__cleanup__ (free_uri))) struct uri uri = { 0 };
+  __attribute__ ((__cleanup__ (free_uri))) struct nc_uri uri = { 0 };
   NC_FREE char *dir = NULL;
   NC_FREE char *quoted_dir = NULL;
   bool permitted = false;
 
   if (context == NULL)
     return -1;
-  if (parse_uri (text, context, EPERM, &uri) == -1)
+  if (nc_uri_parse (text, context, EPERM, &uri) == -1)
     return -1;
   if (uri_is_allowed (&uri, allow))
     return 0;

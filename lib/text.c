@@ -65,6 +65,43 @@ nc_text_next (const char *text, bool *printable)
 }
 
 char *
+nc_text_quote (const char *text)
+{
+  const unsigned char *s = (const unsigned char *) text;
+  char *out = malloc (strlen (text) * 4 + 3), *p = out;
+  bool printable;
+  size_t len, i;
+
+  if (out == NULL)
+    return NULL;
+  *p++ = '"';
+  while (*s) {
+    len = nc_text_next ((const char *) s, &printable);
+    if (*s == '"' || *s == '\\') {
+      *p++ = '\\';
+      *p++ = *s++;
+    }
+    else if (*s == '\n') {
+      *p++ = '\\';
+      *p++ = 'n';
+      s++;
+    }
+    else if (!printable) {
+      for (i = 0; i < len; ++i)
+        p += sprintf (p, "\\x%02x", *s++);
+    }
+    else {
+      memcpy (p, s, len);
+      p += len;
+      s += len;
+    }
+  }
+  *p++ = '"';
+  *p = '\0';
+  return out;
+}
+
+char *
 nc_text_format (const char *fmt, va_list args)
 {
   NC_FREE char *text = NULL;

@@ -17,6 +17,11 @@
 extern size_t nc_text_next (const char *text, bool *printable)
   __attribute__ ((__nonnull__ (1, 2)));
 
+/* TEXT with quotes around it, and with all that is odd in it escaped.
+ * Allocated; NULL with errno ENOMEM, not reported. */
+extern char *nc_text_quote (const char *text)
+  __attribute__ ((__nonnull__ (1)));
+
 /* The text of a message, with all of it that is not printable as \xNN.
  * Allocated; NULL with errno ENOMEM, not reported.  %m is the errno of the
  * call. */
