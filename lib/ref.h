@@ -47,7 +47,8 @@ extern void nc_allow_free (struct nc_allow *allow);
  * of the server, "nbd://server/vm" allows "vm" and "vm/a" but not "vm2".
  * For nbd+unix the socket (a path, resolved) must be equal, and the export
  * likewise.
- * Returns 0; or -1 with errno EINVAL or as given by the system, reported. */
+ * Returns 0; or -1 with errno EINVAL or as given by the system, reported.
+ * The first URI has libnbdchain-remote.so loaded (remote.h). */
 extern int nc_allow_add (struct nc_allow *allow, const char *text)
   __attribute__ ((__nonnull__ (1, 2)));
 
@@ -56,8 +57,8 @@ extern int nc_allow_add (struct nc_allow *allow, const char *text)
  * user information, a fragment, or any query parameter other than "socket"
  * (so no tls-*); a socket must lie below the image's directory or an allowed
  * directory, or be allowed by an equal nbd+unix URI.
- * Returns 0; or -1 with errno EPERM (EINVAL if it cannot be parsed),
- * reported with the reference, the image naming it, and the allow= (for
+ * Returns 0; or -1 with errno EPERM (EINVAL if it cannot be parsed, ELIBACC
+ * if the parser cannot be loaded), reported with the reference, the image naming it, and the allow= (for
  * "nbdchain": --allow) that would permit it. */
 extern int nc_ref_check_uri (const char *uri, const char *image_path,
                              const struct nc_allow *allow)

@@ -1,12 +1,12 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /* Copyright (C) 2026 The nbdchain authors */
 
-/* Takes NBD URIs apart, with libxml2, of which this is the only user in the
- * library. */
+/* Takes NBD URIs apart, with libxml2, of which this is the only user in
+ * lib. */
 
 #include <config.h>
 
-#include "uri.h"
+#include "remote.h"
 
 #include <arpa/inet.h>
 #include <errno.h>
@@ -18,6 +18,7 @@
 #include "report.h"
 #include "scope.h"
 #include "text.h"
+#include "uri.h"
 
 #define NBD_PORT 10809
 
@@ -221,8 +222,8 @@ parse_host (xmlURIPtr xml, const char *context, struct nc_uri *uri)
 }
 
 int
-nc_uri_parse (const char *text, const char *context, int refused,
-              struct nc_uri *uri)
+nc_remote_parse_uri (const char *text, const char *context, int refused,
+                     struct nc_uri *uri)
 {
   __attribute__ ((__cleanup__ (free_xml_uri))) xmlURIPtr xml =
     xmlParseURI (text);

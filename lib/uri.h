@@ -40,7 +40,8 @@ nc_uri_is_nbd (const char *scheme, size_t len)
  * from an image: user information, a fragment, any parameter but "socket".
  * CONTEXT starts the messages; REFUSED is the errno for a URI that is right
  * but has what is never taken.
- * Returns 0; or -1 with errno REFUSED, EINVAL or ENOMEM, reported. */
+ * Returns 0; or -1 with errno REFUSED, EINVAL, ENOMEM or ELIBACC (see
+ * remote.h, also on locks), reported. */
 extern int nc_uri_parse (const char *text, const char *context, int refused,
                          struct nc_uri *uri)
   __attribute__ ((__nonnull__ (1, 2, 4)));

@@ -19,7 +19,8 @@ setup ()
   chmod 755 "$scratch"
   mkdir "$scratch/bin" "$scratch/own"
   cp "$top_builddir/tools/.libs/nbdchain" "$NBDCHAIN_PLUGIN" \
-     "$top_builddir/lib/.libs/libnbdchain.so" "$scratch/bin"
+     "$top_builddir/lib/.libs/libnbdchain.so" \
+     "$top_builddir/lib/.libs/libnbdchain-remote.so" "$scratch/bin"
   chmod -R a+rX "$scratch/bin"
   own=$scratch/own
   if [ "$(id -u)" -eq 0 ]; then

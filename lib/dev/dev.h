@@ -145,7 +145,8 @@ extern int nc_dev_set_mark (const struct nc_dev *dev, const char *mark)
  * retry: how long requests may stall, in seconds; 0 = no limit.
  * tls: for nbds: and nbds+unix: (copied; NULL: nothing given).  They are
  * refused where the server would not be verified.
- * Returns NULL on error, reported. */
+ * Returns NULL on error, reported; errno is ELIBACC if the code for it
+ * cannot be loaded (remote.h). */
 extern struct nc_dev *nc_dev_open_nbd (const char *ref, unsigned retry,
                                        const struct nc_tls *tls)
   __attribute__ ((__nonnull__ (1)));

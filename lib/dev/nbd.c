@@ -45,7 +45,7 @@
 
 #include <config.h>
 
-#include "dev/dev.h"
+#include "remote.h"
 
 #include <errno.h>
 #include <inttypes.h>
@@ -68,6 +68,7 @@
 
 #include "checked.h"
 #include "clock.h"
+#include "dev/dev.h"
 #include "report.h"
 #include "scope.h"
 #include "tls.h"
@@ -1704,7 +1705,8 @@ new_device (const char *ref, unsigned retry, const struct nc_tls *tls)
 }
 
 struct nc_dev *
-nc_dev_open_nbd (const char *ref, unsigned retry, const struct nc_tls *tls)
+nc_remote_open_nbd (const char *ref, unsigned retry,
+                    const struct nc_tls *tls)
 {
   struct nbd *nbd = new_device (ref, retry, tls);
 
@@ -1720,9 +1722,9 @@ nc_dev_open_nbd (const char *ref, unsigned retry, const struct nc_tls *tls)
 }
 
 struct nc_dev *
-nc_dev_open_nbd_absent (const char *ref, unsigned retry,
-                        const struct nc_tls *tls, uint64_t size,
-                        const char *identity)
+nc_remote_open_nbd_absent (const char *ref, unsigned retry,
+                           const struct nc_tls *tls, uint64_t size,
+                           const char *identity)
 {
   struct nbd *nbd = new_device (ref, retry, tls);
 
