@@ -21,3 +21,12 @@ is_child ()
   # exits with, so that after a failure nothing would be a child.
   [ "$parent" = "$BASHPID" ] || [ "$parent" = "$$" ]
 }
+
+# is_gone PID: also if nobody has waited for it, as the first process of a
+# container may not.
+is_gone ()
+{
+  local stat
+  { read -r stat <"/proc/$1/stat"; } 2>/dev/null || return 0
+  [[ ${stat##*) } == [ZX]* ]]
+}

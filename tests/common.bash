@@ -92,15 +92,6 @@ start ()
   started_pids+=("$pid")
 }
 
-# is_gone PID: also if nobody has waited for it, as the first process of a
-# container may not.
-is_gone ()
-{
-  local stat
-  { read -r stat <"/proc/$1/stat"; } 2>/dev/null || return 0
-  [[ ${stat##*) } == [ZX]* ]]
-}
-
 # hangs_at_exit PID: with the sanitizers of Debian 12, an nbdkit that has used
 # libnbd may hang in exit (), in a destructor of p11-kit: all threads but one
 # are gone, and that of TSan, which is always there.

@@ -71,17 +71,10 @@ start_ready() {
 finish() {
   local code=0
   if [ -n "${2-}" ]; then kill "-$2" "$serve_pid"; fi
-  until_true is_gone_or_zombie "$serve_pid"
+  until_true is_gone "$serve_pid"
   wait "$serve_pid" || code=$?
   serve_pid=
   [ "$code" -eq "$1" ] || { echo "exit code $code, not $1"; return 1; }
-}
-
-is_gone_or_zombie() {
-  local stat
-  read -r stat 2>/dev/null < "/proc/$1/stat" || return 0
-  stat=${stat##*) }
-  [ "${stat%% *}" = Z ]
 }
 
 nbdkit_pid() { pgrep -P "$serve_pid" | head -n 1; }
@@ -446,7 +439,7 @@ EOF
   start_ready top.fvd -U sock
   finish 0 INT
   has_heard "2 stop"
-  is_gone_or_zombie "$(last_fake)"
+  is_gone "$(last_fake)"
 }
 
 @test "SIGHUP changes nothing" {
@@ -462,7 +455,7 @@ EOF
   start_ready top.fvd -U sock
   finish 1 TERM
   has_said "disk on fire"
-  is_gone_or_zombie "$(last_fake)"
+  is_gone "$(last_fake)"
   [ ! -e sock ]
 }
 
@@ -472,7 +465,7 @@ EOF
     start_ready top.fvd -U sock
     finish 0 TERM
     has_heard "$i stop"
-    is_gone_or_zombie "$(last_fake)"
+    is_gone "$(last_fake)"
   done
   # A wait that is over is no restart.
   starts 2
@@ -498,7 +491,7 @@ EOF
   kill -INT "$serve_pid"
   until_true has_said "a third SIGINT"
   finish 1 INT
-  is_gone_or_zombie "$(last_fake)"
+  is_gone "$(last_fake)"
 }
 
 @test "a server killed is started again with the same memory" {
@@ -569,7 +562,7 @@ EOF
   start top.fvd -U sock
   until_true test -e count
   finish 0 TERM
-  is_gone_or_zombie "$(last_fake)"
+  is_gone "$(last_fake)"
 }
 
 @test "a server that ends by itself has its writes made durable" {
@@ -664,7 +657,7 @@ reads_x() { [ "$(first_byte 2> /dev/null)" = x ]; }
   pid=$(nbdkit_pid)
   kill -KILL "$serve_pid"
   serve_pid=
-  until_true is_gone_or_zombie "$pid"
+  until_true is_gone "$pid"
   run -0 "$NBDCHAIN" check top.fvd
   start_ready top.fvd -U sock
   reads_x
