@@ -58,8 +58,8 @@ extern int nc_allow_add (struct nc_allow *allow, const char *text)
  * (so no tls-*); a socket must lie below the image's directory or an allowed
  * directory, or be allowed by an equal nbd+unix URI.
  * Returns 0; or -1 with errno EPERM (EINVAL if it cannot be parsed, ELIBACC
- * if the parser cannot be loaded), reported with the reference, the image naming it, and the allow= (for
- * "nbdchain": --allow) that would permit it. */
+ * if the parser cannot be loaded), reported with the reference, the image
+ * naming it, and the allow= (for "nbdchain": --allow) that would permit it. */
 extern int nc_ref_check_uri (const char *uri, const char *image_path,
                              const struct nc_allow *allow)
   __attribute__ ((__nonnull__ (1, 2)));

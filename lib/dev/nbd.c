@@ -35,8 +35,8 @@
  * The server is not trusted: libnbd keeps replies inside the buffers; sizes,
  * limits and block status are checked here.  A reply with gaps must not show
  * memory of ours.  Clearing each buffer before a read, as libnbd does by
- * default, costs a tenth of the time of a copy; so only a reply that does not
- * come in order and whole is read again into a buffer that was cleared.
+ * default, costs up to a tenth of the time of a copy; so only a reply that does
+ * not come in order and whole is read again into a buffer that was cleared.
  *
  * TLS: nbds:// never goes on without.  The credentials are the operator's,
  * looked at anew for each connection (lib/tls.h), and a libnbd that would
