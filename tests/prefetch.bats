@@ -184,6 +184,7 @@ is_local ()
     nbdchain create -b base.raw -F raw full/top.fvd
     nbdchain serve full/top.fvd -U full.sock --allow . --prefetch \
       --control qmp 2>full.err &
+    server=$!
     says ()
     {
       until nbdchain jobs qmp | grep -q "$1"; do sleep 0.1; done
@@ -192,8 +193,8 @@ is_local ()
     says "by: *error"
     mount -o remount,size=40m full
     says "No jobs"
-    kill %1
-    wait %1
+    kill "$server"
+    wait "$server"
     mv base.raw away.raw
     nbdchain compare full/top.fvd -F raw away.raw
     nbdchain check full/top.fvd' 3>&-
