@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /* Copyright (C) 2026 The nbdchain authors */
 
-/* Tests of lib/dev/nbd.c: against nbdkit, killed, stopped and replaced at
+/* Tests of lib/dev/nbd*.c: against nbdkit, killed, stopped and replaced at
  * will, and against the misbehaving server tests/peers/nbd-peer.py. */
 
 #include <config.h>
