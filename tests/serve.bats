@@ -579,6 +579,14 @@ EOF
   has_heard "2 stop"
 }
 
+@test "one that only reads ends without a word of what is durable" {
+  fake "ready-exit 0"
+  start --read-only top.fvd -U sock
+  finish 0
+  has_said 'exited with code 0 by itself: "serve" ends, too'
+  starts 1
+}
+
 @test "a missing nbdkit is told" {
   export NBDKIT=$dir/nothing
   run -1 "$NBDCHAIN" serve top.fvd -U sock

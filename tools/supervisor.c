@@ -380,8 +380,9 @@ handle_end (struct supervisor *s, int status)
   }
   else if (WIFEXITED (status) && was_ready) {
     /* By an option of nbdkit's or one of its filters, or told by another. */
-    nc_notice ("nbdkit (process %jd) %s by itself: everything is made "
-               "durable, and \"serve\" ends, too", (intmax_t) pid, how);
+    nc_notice ("nbdkit (process %jd) %s by itself: %s\"serve\" ends, too",
+               (intmax_t) pid, how,
+               s->options->read_only ? "" : "everything is made durable, and ");
     s->exit_code = WEXITSTATUS (status);
     plan_start (s);
     begin_stop (s);
