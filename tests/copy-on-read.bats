@@ -14,6 +14,7 @@
 # shellcheck disable=SC2153,SC2154      # common.bash sets these
 
 load common
+load qmp
 
 size=8388613
 M=1048576
@@ -168,6 +169,29 @@ for i in range(0, len(BASE), 65536): check(65536, i)'
   client 'check(len(BASE), 0); check(4 << 20, 12345)'
   stop "$pid"
   [ "$(allocated top.fvd)" -eq 0 ]
+}
+
+# waiting: how many bytes are to be stored yet.
+waiting ()
+{
+  ask x-query-copy-on-read | member 'D["waiting"]'
+}
+
+nothing_waits ()
+{
+  [ "$(waiting)" = 0 ]
+}
+
+@test "the control socket says what became of what was read" {
+  slow_base 1ms
+  make_overlay top.fvd "$remote"
+  copying top.fvd control=qmp max-outstanding=2M read-ahead=0
+  client 'check(100, 0); check(3 << 20, 1 << 20)'
+  wait_for 20 nothing_waits
+  ask x-query-copy-on-read >counts
+  [ "$(member 'D["fetched"], D["read-ahead"], D["joined"]' <counts)" = \
+    "(65536, 0, 0)" ]
+  [ "$(member 'D["not-stored"]' <counts)" = $((3 * M)) ]
 }
 
 @test "a base shorter than the disk: zeros behind its end need no copying" {

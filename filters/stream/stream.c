@@ -22,6 +22,7 @@
 #include <nbdkit-filter.h>
 
 #include "chain.h"
+#include "control/copyread.h"
 #include "job/copyread.h"
 #include "server.h"
 
@@ -123,6 +124,10 @@ stream_config (nbdkit_next_config *next, nbdkit_backend *nxdata,
 static int
 start (void *opaque, struct nc_chain *chain)
 {
+  struct nc_control *control = nc_server_control ();
+
+  if (control && nc_control_add_copyread (control, opaque) == -1)
+    return -1;
   return nc_copyread_start (opaque, chain);
 }
 

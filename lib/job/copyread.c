@@ -99,7 +99,6 @@ struct nc_copyread {
   pthread_cond_t to_store, to_read;
   void *pieces;                 /* tree (tsearch) */
   struct piece *queue, **tail;  /* to be stored */
-  uint64_t outstanding;         /* bytes in pieces of clients */
   uint64_t paused_until;        /* nothing is stored */
   bool stopping;
   struct quickest alone, wide;  /* reads without and with neighbourhood */
@@ -170,7 +169,7 @@ new_piece_locked (struct nc_copyread *cr, uint64_t first, uint64_t end,
   if (ahead)
     cr->count.ahead += piece->count;
   else {
-    cr->outstanding += piece->count;
+    cr->count.waiting += piece->count;
     cr->count.fetched += piece->count;
   }
   return piece;
@@ -191,7 +190,7 @@ remove_locked (struct nc_copyread *cr, struct piece *piece)
 {
   tdelete (piece, &cr->pieces, compare);
   if (!piece->ahead)
-    cr->outstanding -= piece->count;
+    cr->count.waiting -= piece->count;
   release_locked (piece);
 }
 
@@ -478,7 +477,7 @@ piece_locked (struct nc_copyread *cr, uint64_t offset, uint64_t first,
     return piece;
   }
   if (cr->stopping || nc_now () < cr->paused_until ||
-      end - first > cr->opts.max_outstanding - cr->outstanding) {
+      end - first > cr->opts.max_outstanding - cr->count.waiting) {
     cr->count.not_stored += end - first;
     return NULL;
   }

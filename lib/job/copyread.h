@@ -54,6 +54,7 @@ struct nc_copyread_count {
   uint64_t fetched;             /* for clients, neighbourhood included */
   uint64_t ahead;               /* read ahead */
   uint64_t joined;              /* requests that waited for one under way */
+  uint64_t waiting;             /* for clients, and not stored yet */
   uint64_t not_stored;          /* read for clients, past max_outstanding */
 };
 
