@@ -45,13 +45,7 @@ static const char help[] =
   "      --grow-unit=N      with --compact: by how much the file grows at a\n"
   "                         time (default: 64M)\n"
   PREFETCH_HELP
-  "      --remote-tls-certificates=DIR\n"
-  "                         for a backing named nbds: the directory of\n"
-  "                         ca-cert.pem, which its certificate is signed by\n"
-  "      --remote-tls-psk=FILE\n"
-  "                         for a backing named nbds: a file of keys instead\n"
-  "      --remote-tls-username=NAME\n"
-  "                         whose key in that file; needed if it has several\n"
+  REMOTE_TLS_HELP
   "      --json             describe the new image as JSON\n"
   "  -h, --help             show this\n"
   "\n"

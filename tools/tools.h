@@ -89,6 +89,16 @@ enum {
   { "remote-tls-psk", required_argument, NULL, OPT_REMOTE_TLS_PSK },    \
   { "remote-tls-username", required_argument, NULL, OPT_REMOTE_TLS_USERNAME }
 
+/* Their lines of --help. */
+#define REMOTE_TLS_HELP \
+  "      --remote-tls-certificates=DIR\n" \
+  "                         for remotes named nbds: the directory of the\n" \
+  "                         ca-cert.pem that signed their certificates\n" \
+  "      --remote-tls-psk=FILE\n" \
+  "                         for remotes named nbds: a file of keys instead\n" \
+  "      --remote-tls-username=NAME\n" \
+  "                         whose key in that file; needed if it has several\n"
+
 /* Take one of them, C with VALUE (not copied); false: C is another. */
 extern bool remote_tls_option (struct nc_tls *tls, int c, const char *value)
   __attribute__ ((__nonnull__ (1)));
