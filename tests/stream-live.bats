@@ -354,6 +354,48 @@ for block in after:
   "$NBDCHAIN" stream --watch qmp
 }
 
+# is_in_state LETTER PID: as ps has it; or it has ended, which the caller sees.
+is_in_state ()
+{
+  grep -qs "^State:[[:space:]]*$1" "/proc/$2/status" || is_gone "$2"
+}
+
+is_there_or_gone ()
+{
+  [ -e "$1" ] || is_gone "$2"
+}
+
+@test "who asks a server may be stopped while it waits, and goes on" {
+  # Such a server, which takes its time for each message.
+  start slow python3 -c 'import os, socket, time
+s = socket.socket(socket.AF_UNIX)
+s.bind("slow~")
+s.listen()
+os.rename("slow~", "slow")
+c = s.accept()[0]
+f = c.makefile()
+for n, message in enumerate(("QMP", "return", "return")):
+    if n > 0:
+        f.readline()
+    open("asked%d" % n, "w").close()
+    while not os.path.exists("answer%d" % n):
+        time.sleep(0.005)
+    c.sendall(b"{\"%s\": {}}\n" % message.encode())'
+  wait_for 20 test -S slow
+  start client "$NBDCHAIN" pause slow disk
+  client=$pid
+  for n in 0 1 2; do
+    wait_for 20 is_there_or_gone "asked$n" "$client"
+    wait_for 20 is_in_state S "$client"
+    kill -STOP "$client"
+    wait_for 20 is_in_state T "$client"
+    kill -CONT "$client"
+    wait_for 20 is_in_state S "$client"
+    touch "answer$n"
+  done
+  ends_with 0 "$client"
+}
+
 @test "on-error=report: an error ends it, and the disk is as before" {
   fail=y serve_over --filter=error -- file error-pread-rate=100%
   listen

@@ -25,19 +25,46 @@
 struct qmp {
   const char *path;             /* not owned; for messages */
   int fd;
-  FILE *in;                     /* a duplicate of fd */
+  FILE *in;                     /* what comes from it */
   char *line;
   size_t size;
   qmp_event_fn event;           /* NULL: none */
   void *opaque;
 };
 
+/* With a limit of time, a call on a socket is interrupted (EINTR) also when
+ * this process is stopped and goes on, as by Ctrl-Z and fg. */
+
+static ssize_t
+read_socket (void *opaque, char *buf, size_t size)
+{
+  const struct qmp *qmp = opaque;
+  ssize_t n;
+
+  do
+    n = recv (qmp->fd, buf, size, 0);
+  while (n == -1 && errno == EINTR);
+  if (n == 0)
+    errno = 0;                  /* the end is no error */
+  return n;
+}
+
+static int
+connect_socket (int fd, const struct sockaddr_un *addr)
+{
+  int r;
+
+  do
+    r = connect (fd, (const struct sockaddr *) addr, sizeof *addr);
+  while (r == -1 && errno == EINTR);
+  return r;
+}
+
 static int
 connect_to (struct qmp *qmp)
 {
   struct sockaddr_un addr = { .sun_family = AF_UNIX };
   const struct timeval patience = { .tv_sec = PATIENCE };
-  int fd;
 
   if (strlen (qmp->path) >= sizeof addr.sun_path) {
     nc_error ("%s: the path of a socket has at most %zu bytes", qmp->path,
@@ -51,19 +78,18 @@ connect_to (struct qmp *qmp)
                   sizeof patience) == -1 ||
       setsockopt (qmp->fd, SOL_SOCKET, SO_SNDTIMEO, &patience,
                   sizeof patience) == -1 ||
-      connect (qmp->fd, (struct sockaddr *) &addr, sizeof addr) == -1) {
+      connect_socket (qmp->fd, &addr) == -1) {
     nc_error ("%s: %m%s", qmp->path, errno == ECONNREFUSED ?
               ": no server is using it any more" : errno == ENOENT ?
               ": give the socket that a server was started with "
               "(nbdchain serve --control)" : "");
     return -1;
   }
-  fd = dup (qmp->fd);
-  qmp->in = fd == -1 ? NULL : fdopen (fd, "r");
+  qmp->in = fopencookie (qmp, "r", (cookie_io_functions_t) {
+                           .read = read_socket
+                         });
   if (qmp->in == NULL) {
     nc_error ("%s: %m", qmp->path);
-    if (fd >= 0)
-      close (fd);
     return -1;
   }
   return 0;
