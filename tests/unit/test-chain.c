@@ -890,7 +890,7 @@ waits (struct nc_chain *chain, uint64_t n)
 {
   struct nc_chain_stats stats;
 
-  for (unsigned i = 0; i < 50000; ++i) {
+  for (unsigned i = 0; i < 300000; ++i) {
     nc_chain_stats (chain, &stats);
     if (stats.waits >= n)
       return true;

@@ -49,7 +49,7 @@ start (struct holder *h, uint64_t offset, uint64_t count)
 static bool
 gets_it (struct holder *h)
 {
-  for (unsigned i = 0; i < 50000 && !h->holds; ++i)
+  for (unsigned i = 0; i < 300000 && !h->holds; ++i)
     usleep (100);
   return h->holds;
 }

@@ -951,7 +951,7 @@ test_no_stall (void)
   for (unsigned i = 0; i < (compact ? 31 : 32) && good; ++i)
     good = do_write (l, 70 + 2 * i, 1) == 0 && l->format->flush (l) == 0;
   model_flushed ();
-  for (unsigned i = 0; i < 100000 && !hang.hangs; ++i)
+  for (unsigned i = 0; i < 300000 && !hang.hangs; ++i)
     usleep (100);
   ok (good && hang.hangs, "flushes go on while a checkpoint hangs");
   hang.go_on = true;
