@@ -23,10 +23,14 @@ is_child ()
 }
 
 # is_gone PID: also if nobody has waited for it, as the first process of a
-# container may not.
+# container may not.  Its first thread may have ended before others, one that
+# syncs a slow disk for example: until these have, its files are open and locked.
 is_gone ()
 {
-  local stat
-  { read -r stat <"/proc/$1/stat"; } 2>/dev/null || return 0
-  [[ ${stat##*) } == [ZX]* ]]
+  local stat='' fields
+  { read -r -d '' stat <"/proc/$1/stat"; } 2>/dev/null || [ -n "$stat" ] ||
+    return 0
+  # From the state on; the eighteenth is the number of threads.
+  read -ra fields <<<"${stat##*) }"
+  [[ ${fields[0]} == [ZX] ]] && [ "${fields[17]}" -le 1 ]
 }

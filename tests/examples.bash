@@ -116,9 +116,13 @@ is_of_stage ()
   grep -qszxF "stage=$stage" "/proc/$1/environ"
 }
 
+# has_left_stage PID: it has ended, and let go of its files, for which it needs
+# some time when it has no environment any more; or another has its number.
 has_left_stage ()
 {
-  ! is_of_stage "$1"
+  is_gone "$1" ||
+    { [ -n "$(tr -d '\0' 2>/dev/null <"/proc/$1/environ")" ] &&
+        ! is_of_stage "$1"; }
 }
 
 # clear_stage: end every server that examples have started.
@@ -129,7 +133,8 @@ clear_stage ()
   for pid in $(tac "$stage/servers"); do
     is_of_stage "$pid" || continue
     kill "$pid" 2>/dev/null || :
-    wait_for 20 has_left_stage "$pid" || kill -KILL "$pid"
+    wait_for 20 has_left_stage "$pid" || ! is_of_stage "$pid" ||
+      kill -KILL "$pid"
   done
   rm -f "$stage/servers" "$stage"/run/*
 }

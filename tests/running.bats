@@ -13,9 +13,10 @@ start_other ()
   other=$(setsid bash -c 'sleep 100 >/dev/null 2>&1 3>&- & echo $!')
 }
 
+# runs PID: also if it waits for a disk, or is held up.
 runs ()
 {
-  grep -qs '^State:[[:space:]]*[SR]' "/proc/$1/status"
+  grep -qs '^State:[[:space:]]*[SRDT]' "/proc/$1/status"
 }
 
 @test "who has the number of a process that has ended is left alone" {
@@ -44,6 +45,19 @@ runs ()
     stop "$pid" || ended=1
     [ "$ended" -eq $((code > 0)) ]
   done
+}
+
+@test "a process is gone when all of its threads are" {
+  mkfifo go_on
+  start threads /usr/bin/python3 -c 'import ctypes, threading
+def stay():
+    open("go_on").read()
+threading.Thread(target=stay).start()
+ctypes.CDLL(None).pthread_exit(None)'
+  wait_for 20 grep -q '^State:[[:space:]]*Z' "/proc/$pid/status"
+  ! is_gone "$pid" || return 1
+  : >go_on
+  wait_for 20 is_gone "$pid"
 }
 
 @test "what a test has started is ended also when the test fails" {
