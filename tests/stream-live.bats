@@ -297,16 +297,16 @@ for block in after:
   make_overlay top.fvd base.raw
   serve top.fvd --control qmp
   since=$(date +%s%N)
-  "$NBDCHAIN" stream --speed 4M qmp
+  "$NBDCHAIN" stream --speed 2M qmp
   # However slow we are: it is the bytes of the time that has passed, and what
   # may be saved up.
   for _ in 1 2 3 4; do
     wait_for 20 job_is "J['x-copied'] > ${copied-0}"
     copied=$(job 'J["x-copied"]')
     passed=$((($(date +%s%N) - since) / 1000000))
-    [ "$copied" -le $((passed * 4194 + 1048576)) ]
+    [ "$copied" -le $((passed * 2097 + 1048576)) ]
   done
-  job_is 'J["speed"] == 4194304'
+  job_is 'J["speed"] == 2097152'
   wait_for 20 job_is 'J["x-limit"] == "rate"'
   "$NBDCHAIN" set-speed qmp disk 1M
   since=$(date +%s%N)
@@ -320,7 +320,8 @@ for block in after:
 @test "cancelled at any moment, the disk is the same, and the base needed" {
   serve_chain
   for ms in 001 020 050 100 200; do
-    "$NBDCHAIN" stream --speed 500K qmp
+    # So slow that something is left for the last.
+    "$NBDCHAIN" stream --speed 50K qmp
     sleep "0.$ms"
     "$NBDCHAIN" cancel qmp disk
     wait_for 20 job_is 'J == {}'
@@ -499,7 +500,8 @@ for n, message in enumerate(("QMP", "return", "return")):
   wait_for 20 test -S flaky.sock
   remote="nbd+unix:///?socket=$PWD/flaky.sock"
   make_overlay top.fvd "$remote"
-  serve top.fvd --control qmp --allow "$remote" --retry 1
+  # More than a busy machine may keep the source from its work.
+  serve top.fvd --control qmp --allow "$remote" --retry 4
   server=$pid
   qemu-io -f raw -c 'write -P 7 0 64k' "$uri"
   "$NBDCHAIN" stream --speed 128K --on-error stop qmp
@@ -641,7 +643,7 @@ print(json.load(sys.stdin)["allocated"])')
 
 @test "clients come and go while it is slow" {
   serve_chain
-  "$NBDCHAIN" stream --speed 64K qmp
+  "$NBDCHAIN" stream --speed 10K qmp
   for i in {1..30}; do
     timeout 60 qemu-io -f raw -c "read ${i}k 512" -c flush "$uri"
     timeout 60 nbdinfo --size "$uri"
