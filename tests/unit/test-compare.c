@@ -464,7 +464,7 @@ test_failure (void)
 int
 main (void)
 {
-  uint64_t seed = tap_start (300);
+  uint64_t seed = tap_start (800);
 
   must (mkdtemp (top_dir) != NULL, top_dir);
   test_random (&seed);

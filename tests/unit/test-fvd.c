@@ -1942,7 +1942,7 @@ test_full_summary (uint64_t sectors)
 int
 main (void)
 {
-  uint64_t seed = tap_start (300);
+  uint64_t seed = tap_start (800);
 
   main_thread = pthread_self ();
   *(void **) &real_run = dlsym (RTLD_NEXT, "nc_bitmap_run");

@@ -444,7 +444,7 @@ test_refused (uint64_t *seed)
 int
 main (void)
 {
-  uint64_t seed = tap_start (240);
+  uint64_t seed = tap_start (800);
 
   must (mkdtemp (dir) != NULL, dir);
   snprintf (image, sizeof image, "%s/a.fvd", dir);
