@@ -302,8 +302,9 @@ read_at ()
 @test "a server that restarts is connected to again, an impostor never" {
   base_up pki
   overlay top.fvd --remote-tls-certificates "$certs/trust"
+  # More than a busy machine may keep the base from its work.
   serve top.fvd --allow "$remote" --remote-tls-certificates "$certs/trust" \
-    --retry 1
+    --retry 4
   local server=$pid
   read_at 0
   base_down
@@ -329,7 +330,7 @@ read_at ()
   cp "$certs/trust/ca-cert.pem" mine
   base_up pki
   overlay top.fvd --remote-tls-certificates mine
-  serve top.fvd --allow "$remote" --remote-tls-certificates mine --retry 1
+  serve top.fvd --allow "$remote" --remote-tls-certificates mine --retry 4
   local server=$pid
   read_at 0
   base_down
