@@ -10,43 +10,19 @@
 #include "chain.h"
 
 #include <fcntl.h>
-#include <ftw.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 
 #include "chain-internal.h"
 #include "checked.h"
 #include "dev-fault.h"
+#include "folder.h"
 #include "format/format.h"
 #include "format/fvd.h"
 #include "fvd-reader.h"
 #include "image.h"
 #include "layer.h"
 #include "tap.h"
-
-static char top_dir[] = "/tmp/test-chain-XXXXXX";
-
-/* A path in the test's directory; good for 8 calls. */
-static const char *
-at (const char *name)
-{
-  static char bufs[8][300];
-  static unsigned next;
-  char *buf = bufs[next++ % 8];
-
-  snprintf (buf, sizeof bufs[0], "%s/%s", top_dir, name);
-  return buf;
-}
-
-static int
-remove_one (const char *path, const struct stat *st, int type,
-            struct FTW *ftw)
-{
-  (void) st;
-  (void) type;
-  (void) ftw;
-  return remove (path);
-}
 
 static void
 write_file (const char *path, const uint8_t *data, uint64_t size)
@@ -1114,7 +1090,7 @@ main (void)
 {
   uint64_t seed = start_seed = tap_start (120);
 
-  must (mkdtemp (top_dir) != NULL, top_dir);
+  make_folder ("test-chain");
   test_sizes (&seed);
   test_base_changes ();
   test_names ();
@@ -1125,6 +1101,6 @@ main (void)
   test_lower_exports ();
   test_one_extent ();
   test_errors ();
-  nftw (top_dir, remove_one, 8, FTW_DEPTH | FTW_PHYS);
+  remove_folder ();
   return tap_done ();
 }

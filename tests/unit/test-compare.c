@@ -9,40 +9,16 @@
 #include "job/compare.h"
 
 #include <fcntl.h>
-#include <ftw.h>
 #include <sys/mman.h>
 
 #include "chain.h"
 #include "checked.h"
+#include "folder.h"
 #include "image.h"
 #include "tap.h"
 
 #define BLOCK 4096
 #define MIB (UINT64_C (1) << 20)
-
-static char top_dir[] = "/tmp/test-compare-XXXXXX";
-
-/* A path in the test's directory; good for 8 calls. */
-static const char *
-at (const char *name)
-{
-  static char bufs[8][300];
-  static unsigned next;
-  char *buf = bufs[next++ % 8];
-
-  snprintf (buf, sizeof bufs[0], "%s/%s", top_dir, name);
-  return buf;
-}
-
-static int
-remove_one (const char *path, const struct stat *st, int type,
-            struct FTW *ftw)
-{
-  (void) st;
-  (void) type;
-  (void) ftw;
-  return remove (path);
-}
 
 /* What a disk must show; it goes on with zeros up to DISK_MAX. */
 #define DISK_MAX (6 * MIB)
@@ -466,11 +442,11 @@ main (void)
 {
   uint64_t seed = tap_start (800);
 
-  must (mkdtemp (top_dir) != NULL, top_dir);
+  make_folder ("test-compare");
   test_random (&seed);
   test_passed (&seed);
   test_many_extents ();
   test_failure ();
-  nftw (top_dir, remove_one, 16, FTW_DEPTH | FTW_PHYS);
+  remove_folder ();
   return tap_done ();
 }

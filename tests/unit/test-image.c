@@ -10,16 +10,14 @@
 
 #include <dlfcn.h>
 #include <fcntl.h>
-#include <ftw.h>
 #include <dirent.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 
 #include "chain.h"
+#include "folder.h"
 #include "fvd-reader.h"
 #include "tap.h"
-
-static char top_dir[] = "/tmp/test-image-XXXXXX";
 
 /* What the library syncs.  These two stand before those of the C library. */
 static struct {
@@ -67,34 +65,13 @@ fdatasync (int fd)
   return real (fd);
 }
 
-static const char *
-at (const char *name)
-{
-  static char bufs[8][300];
-  static unsigned next;
-  char *buf = bufs[next++ % 8];
-
-  snprintf (buf, sizeof bufs[0], "%s/%s", top_dir, name);
-  return buf;
-}
-
-static int
-remove_one (const char *path, const struct stat *st, int type,
-            struct FTW *ftw)
-{
-  (void) st;
-  (void) type;
-  (void) ftw;
-  return remove (path);
-}
-
 static unsigned
 n_files (void)
 {
-  DIR *dir = opendir (top_dir);
+  DIR *dir = opendir (folder);
   unsigned n = 0;
 
-  must (dir != NULL, top_dir);
+  must (dir != NULL, folder);
   while (readdir (dir))
     n++;
   closedir (dir);
@@ -513,11 +490,11 @@ main (void)
 {
   tap_start (60);
 
-  must (mkdtemp (top_dir) != NULL, top_dir);
+  make_folder ("test-image");
   test_create ();
   test_check ();
   test_snapshot ();
   ok (n_files () == 0, "no file is left behind");
-  nftw (top_dir, remove_one, 8, FTW_DEPTH | FTW_PHYS);
+  remove_folder ();
   return tap_done ();
 }

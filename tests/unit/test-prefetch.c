@@ -9,11 +9,11 @@
 #include "job/prefetch.h"
 
 #include <fcntl.h>
-#include <ftw.h>
 #include <sys/stat.h>
 
 #include "chain.h"
 #include "checked.h"
+#include "folder.h"
 #include "image.h"
 #include "job/pace.h"
 #include "tap.h"
@@ -259,30 +259,6 @@ test_failures (void)
 /* The job. */
 
 #define SIZE (UINT64_C (6) << 20)
-
-static char top_dir[] = "/tmp/test-prefetch-XXXXXX";
-
-/* A path in the test's directory; good for 4 calls. */
-static const char *
-at (const char *name)
-{
-  static char bufs[4][300];
-  static unsigned next;
-  char *buf = bufs[next++ % 4];
-
-  snprintf (buf, sizeof bufs[0], "%s/%s", top_dir, name);
-  return buf;
-}
-
-static int
-remove_one (const char *path, const struct stat *st, int type,
-            struct FTW *ftw)
-{
-  (void) st;
-  (void) type;
-  (void) ftw;
-  return remove (path);
-}
 
 static struct nc_chain *
 open_chain (void)
@@ -534,11 +510,11 @@ main (void)
   test_minimum (rnd (&seed));
   test_average ();
   test_failures ();
-  must (mkdtemp (top_dir) != NULL, top_dir);
+  make_folder ("test-prefetch");
   for (unsigned i = 0; i < 3; ++i)
     test_whole (&seed);
   test_profile (&seed);
   test_steered (&seed);
-  nftw (top_dir, remove_one, 8, FTW_DEPTH | FTW_PHYS);
+  remove_folder ();
   return tap_done ();
 }

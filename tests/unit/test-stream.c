@@ -10,41 +10,17 @@
 #include "job/stream.h"
 
 #include <fcntl.h>
-#include <ftw.h>
 #include <sys/stat.h>
 
 #include "chain.h"
 #include "checked.h"
+#include "folder.h"
 #include "image.h"
 #include "tap.h"
 
 #define SIZE (UINT64_C (6) << 20)
 #define THREADS 4
 #define PART (SIZE / THREADS)
-
-static char top_dir[] = "/tmp/test-stream-XXXXXX";
-
-/* A path in the test's directory; good for 8 calls. */
-static const char *
-at (const char *name)
-{
-  static char bufs[8][300];
-  static unsigned next;
-  char *buf = bufs[next++ % 8];
-
-  snprintf (buf, sizeof bufs[0], "%s/%s", top_dir, name);
-  return buf;
-}
-
-static int
-remove_one (const char *path, const struct stat *st, int type,
-            struct FTW *ftw)
-{
-  (void) st;
-  (void) type;
-  (void) ftw;
-  return remove (path);
-}
 
 static struct nc_chain *
 open_chain (const char *path)
@@ -358,10 +334,10 @@ main (void)
 {
   uint64_t seed = tap_start (180);
 
-  must (mkdtemp (top_dir) != NULL, top_dir);
+  make_folder ("test-stream");
   for (unsigned i = 0; i < 3; ++i)
     test_layers_go (&seed);
   test_interrupted (&seed);
-  nftw (top_dir, remove_one, 8, FTW_DEPTH | FTW_PHYS);
+  remove_folder ();
   return tap_done ();
 }
