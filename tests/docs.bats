@@ -104,6 +104,7 @@ play_block ()
       (cd "$n" && play <<<"$2") ;;
     "qemu options")
       n=$((n + 1))
+      rm -f options.pid                 # nbdkit leaves it behind
       "$NBDKIT" -U run/vm.sock -P options.pid memory 1M 3>&-
       wait_for 20 test -s options.pid
       cat options.pid >>servers
