@@ -116,7 +116,9 @@ print(eval(sys.argv[1]))' "$1"
   make_overlay top.fvd base.raw
   export LD_LIBRARY_PATH=$top_builddir/lib/.libs
   start nbdkit env LD_PRELOAD="$NBDCHAIN_PRELOAD" "$NBDKIT" -f -U plain.sock \
-    "$NBDCHAIN_PLUGIN" top.fvd control=qmp
+    -P plain.pid "$NBDCHAIN_PLUGIN" top.fvd control=qmp
+  # Before it tells its pid it makes the socket only to see that it can.
+  wait_for 20 is_ready_or_gone plain.pid "$pid"
   wait_for 20 test -S qmp
   [ "$(ask '{"execute": "quit"}')" = '{"return": {}}' ]
   since=$SECONDS
@@ -149,6 +151,7 @@ print(eval(sys.argv[1]))' "$1"
       printf "{\"execute\": \"query-named-block-nodes\"}\n%.0s" {1..20}
     done | "$1" script qmp' bash "$qmp"
   asking=$pid
+  wait_for 20 test -s asking.out
   for ((i = 0; i < 20; i++)); do
     qemu-io -f raw -c "write -P $i ${i}M 1M" -c flush "$uri" >/dev/null
   done
