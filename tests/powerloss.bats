@@ -115,6 +115,25 @@ workload_that_wraps ()
   return 1
 }
 
+@test "what a death has cut off of the log hides nothing that follows" {
+  local n
+  make_disk 300001
+  record
+  "$harness/powerloss" show log >whole.txt
+  # Of the first record, which has 73 bytes.
+  for n in 1 7 8 40 71 72; do
+    head -c "$n" log | cat - log >cut
+    "$harness/powerloss" show cut | diff whole.txt -
+  done
+  # Of the last one, and a few bytes of the second.
+  for n in -1 -7 -8 -100 -5000 76; do
+    head -c "$n" log | cat - log >cut
+    head -n "$([ "$n" = 76 ] && echo 1 || echo -1)" whole.txt |
+      cat - whole.txt >want.txt
+    "$harness/powerloss" show cut | diff want.txt -
+  done
+}
+
 @test "a new overlay: journal, wrap and checkpoint" {
   make_disk 5242883
   record

@@ -9,6 +9,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -92,6 +93,27 @@ log_append (struct log *log, struct log_record *record, const void *payload,
   }
 }
 
+/* Whether the COUNT bytes at MAP begin with a whole record.  Of one that was
+ * appended when its process was killed a part may be there, and where its end
+ * should be are those that came later. */
+static bool
+is_whole (const uint8_t *map, size_t count)
+{
+  static const uint64_t magic = LOG_MAGIC;
+  struct log_record record;
+  size_t end;
+
+  memcpy (&record, map, sizeof record);
+  if (record.magic != magic || record.payload > count - sizeof record)
+    return false;
+  /* Another that begins in it may do so at its last byte. */
+  end = sizeof record + record.payload + sizeof magic - 1;
+  if (end > count)
+    end = count;
+  return memmem (map + sizeof magic, end - sizeof magic, &magic,
+                 sizeof magic) == NULL;
+}
+
 void *
 log_map (const char *file, size_t *size, log_reader fn, void *opaque)
 {
@@ -117,12 +139,11 @@ log_map (const char *file, size_t *size, log_reader fn, void *opaque)
   while (at + sizeof (struct log_record) <= *size) {
     struct log_record record;
 
-    memcpy (&record, map + at, sizeof record);
-    if (record.magic != LOG_MAGIC ||
-        record.payload > *size - at - sizeof record) {
-      at++;                     /* a broken record: look for the next */
+    if (!is_whole (map + at, *size - at)) {
+      at++;                     /* look for the next */
       continue;
     }
+    memcpy (&record, map + at, sizeof record);
     fn (&record, map + at + sizeof record, opaque);
     at += sizeof record + record.payload;
   }
