@@ -92,48 +92,18 @@ start ()
   started_pids+=("$pid")
 }
 
-# hangs_at_exit PID: with the sanitizers of Debian 12, an nbdkit that has used
-# libnbd may hang in exit (), in a destructor of p11-kit: all threads but one
-# are gone, and that of TSan, which is always there.
-hangs_at_exit ()
-{
-  local threads
-  # "nbdchain serve" has one thread only, and kills an nbdkit that hangs.
-  [ "$(cat "/proc/$1/comm" 2>/dev/null)" = nbdkit ] || return 1
-  threads=$(find "/proc/$1/task" -mindepth 1 -maxdepth 1 2>/dev/null | wc -l)
-  case ${NBDCHAIN_SANITIZER-} in
-    asan) [ "$threads" -eq 1 ] ;;
-    tsan) [ "$threads" -le 2 ] ;;
-    *) false ;;
-  esac
-}
-
-# ends PID: for stop: has it ended, or hung for two seconds?  The latter sets
-# $hung.
-ends ()
-{
-  ! is_gone "$1" || return 0
-  if ! hangs_at_exit "$1"; then
-    since=$SECONDS
-    return 1
-  fi
-  [ $((SECONDS - since)) -gt 2 ] && hung=yes
-}
-
 # stop PID: ask it to end, force it if it does not.  Status: 0 if its own was,
 # also if it has ended before.
 stop ()
 {
-  local children hung='' since=$SECONDS
+  local children
   if is_child "$1"; then
     children=$(pgrep -P "$1" | tr '\n' ' ')
     kill "$1" 2>/dev/null || :
-    if ! wait_for 10 ends "$1" || [ -n "$hung" ]; then
-      # shellcheck disable=SC2086
-      kill -KILL "$1" $children 2>/dev/null || :
-    fi
+    # shellcheck disable=SC2086
+    wait_for 10 is_gone "$1" || kill -KILL "$1" $children 2>/dev/null || :
   fi
-  wait "$1" || [ -n "$hung" ]
+  wait "$1"
 }
 
 # stop_hard PID: as a crash.  It must not have ended before.
