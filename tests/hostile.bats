@@ -36,15 +36,18 @@ soon_ends ()
   "$NBDCHAIN" check top.fvd
 }
 
-# memory: kilobytes of nbdkit under serve.
+# memory: kilobytes of nbdkit under serve; nothing if none runs.
 memory ()
 {
-  sed -n 's/^VmRSS:[^0-9]*\([0-9]*\).*/\1/p' "/proc/$(pgrep -P "$pid")/status"
+  sed -n 's/^VmRSS:[^0-9]*\([0-9]*\).*/\1/p' \
+    "/proc/$(pgrep -P "$pid")/status" 2>/dev/null || :
 }
 
 memory_is_below ()
 {
-  [ "$(memory)" -lt "$1" ]
+  local now
+  now=$(memory)
+  [ -n "$now" ] && [ "$now" -lt "$1" ]
 }
 
 # attack_and_end NAME [ARGUMENT...]: the server, which has these arguments, is
@@ -97,8 +100,9 @@ is_done_or_gone ()
   disk
   serve top.fvd
   attack unread unread
-  # Each of eight clients can keep a megabyte for each of its threads.
-  slow || memory_is_below 2000000
+  # Each of eight clients can keep a megabyte for each of its threads.  The
+  # server that is looked at may be one that has yet to be started again.
+  slow || wait_for 60 memory_is_below 2000000
   soon_ends
 }
 

@@ -157,10 +157,13 @@ qemu_refused ()
 }
 
 @test "a lock is gone with the process that held it, however it ended" {
+  local server
   serve top.fvd
+  server=$(pgrep -P "$pid")
   stop_hard "$pid"
-  # Its nbdkit ends, too.
-  wait_for 20 qemu-io -f raw -c 'write -P 7 0 512' base.raw
+  # Its nbdkit ends, too, and lets go of one file after the other.
+  wait_for 20 is_gone "$server"
+  qemu-io -f raw -c 'write -P 7 0 512' base.raw
   hold_by_nbd base.raw
   refused_by qemu-nbd "$pid" "$PWD/base.raw" "$NBDCHAIN" serve top.fvd
   stop_hard "$pid"

@@ -253,7 +253,7 @@ does_not_prefetch ()
     serve_alone "$no"
     does_not_prefetch 2
     stop "$pid"
-    [ ! -s serve.err ]
+    run ! grep -e --prefetch serve.err
   done
   serve_alone -- prefetch=off
   [ "$(ask x-query-prefetch | member 'D["policy"]["prefetch"]')" = False ]

@@ -229,7 +229,7 @@ mounted ()
     # When so many bytes are in the image, it is killed.
     start rebase "$NBDCHAIN" rebase -b new.raw -F raw top.fvd
     wait_for 30 holds_or_gone "$pid" $((i * 900000))
-    ! is_child "$pid" || kill -KILL "$pid"
+    ! is_child "$pid" || kill -KILL "$pid" 2>/dev/null || :
     wait "$pid" || :
     run -0 "$NBDCHAIN" info --json top.fvd
     is_disk top.fvd base.raw
