@@ -93,12 +93,12 @@ Input/output error"
 
 @test "a base that goes and comes back: why, who waited in vain, for how long" {
   remote_base
-  serve top.fvd --allow "$base_uri" --retry 1
+  serve top.fvd --allow "$base_uri" --retry 3
   served=$uri
   nbdsh -u "$uri" -c 'h.pread(4096, 0)'
   stop_hard "$base_pid"
   wait_for 20 has_said "$base_uri: connection lost: "
-  # Twenty at once wait for a second.
+  # Twenty at once wait for three seconds.
   nbdsh -u "$uri" -c - <<'END_SHELL'
 waiting = [h.aio_pread(nbd.Buffer(4096), 8192) for i in range(20)]
 done = []

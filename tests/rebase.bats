@@ -181,7 +181,7 @@ END
   chmod +x slow.sh
   serve_by remote "$NBDKIT" -f -- sh ./slow.sh
   "$NBDCHAIN" create -b "$uri" -F raw top.fvd
-  run -1 "$NBDCHAIN" rebase -b '' --allow "$uri" --retry 1 top.fvd
+  run -1 "$NBDCHAIN" rebase -b '' --allow "$uri" --retry 3 top.fvd
   [[ $output == *"not reachable"* ]]
   run -0 "$NBDCHAIN" info top.fvd
   [[ $output == *"state:      clean"*"backing:"*remote.sock* ]]
