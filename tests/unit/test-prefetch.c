@@ -503,7 +503,7 @@ test_steered (uint64_t *seed)
 int
 main (void)
 {
-  uint64_t seed = tap_start (120);
+  uint64_t seed = tap_start (600);
 
   test_rates (rnd (&seed));
   test_guest (rnd (&seed));

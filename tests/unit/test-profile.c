@@ -300,7 +300,7 @@ test_hostile (uint64_t *seed)
 int
 main (void)
 {
-  uint64_t seed = tap_start (60);
+  uint64_t seed = tap_start (600);
 
   fault_init (&fault);
   create ();

@@ -557,7 +557,7 @@ test_storm (uint64_t seed)
 int
 main (void)
 {
-  const uint64_t seed = tap_start (120);
+  const uint64_t seed = tap_start (600);
 
   must (mkdtemp (dir) != NULL, "mkdtemp");
   snprintf (path, sizeof path, "%s/image.jobs", dir);

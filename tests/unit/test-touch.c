@@ -282,7 +282,7 @@ test_refused (void)
 int
 main (void)
 {
-  uint64_t seed = tap_start (60);
+  uint64_t seed = tap_start (600);
 
   test_order ();
   test_hits ();
