@@ -155,12 +155,13 @@ detach_device ()
 
 # free_port: print a TCP port that nothing listens on.  It is none of those that
 # the kernel gives to clients, for one of another test may get it before a
-# server does, or while that is away.
+# server does, or while that is away; nor that of NBD, which is one without a
+# number.
 free_port ()
 {
   /usr/bin/python3 -c 'import random, socket
 while True:
-    port = random.randrange(10240, 32768)
+    port = random.randrange(10810, 32768)
     try:
         socket.socket().bind(("127.0.0.1", port))
         print(port)

@@ -59,7 +59,10 @@ make_stage ()
   mkdir -p bin run
   stage=$PWD
   port=$(free_port)
-  web_port=$(free_port)
+  web_port=$port
+  while [ "$web_port" = "$port" ]; do
+    web_port=$(free_port)
+  done
   export stage
   cat >bin/nbdchain <<'END'
 #!/usr/bin/env bash
