@@ -219,7 +219,7 @@ serve_raw ()
 # serve_by NAME NBDKIT... -- PLUGIN ARGUMENT...: the socket is NAME.sock.
 serve_by ()
 {
-  local name=$1 words=()
+  local name=$1 word words=()
   shift
   while [ "$1" != -- ]; do
     words+=("$1")
@@ -232,6 +232,18 @@ serve_by ()
   start "$name" "${words[@]}" -U "$sock" -P "$name.pid" "$@"
   wait_for 60 is_ready_or_gone "$name.pid" "$pid"
   [ -s "$name.pid" ]
+  # It tells its process id before the plugin has its control socket.
+  for word; do
+    case $word in
+      control=*) wait_for 60 listens_or_gone "${word#*=}" "$pid" ;;
+    esac
+  done
+}
+
+# listens_or_gone SOCKET PID
+listens_or_gone ()
+{
+  [ -n "$(ss -Hlx src "$(realpath -m "$1")")" ] || is_gone "$2"
 }
 
 is_ready_or_gone ()
