@@ -47,11 +47,17 @@ struct copy {
 static int
 maybe_fail (struct copy *c, enum nc_ring_step step, uint64_t offset)
 {
-  if (step != c->fail_step || offset < c->fail_at || c->fail_times == 0)
+  unsigned times = c->fail_times;
+
+  if (step != c->fail_step || offset < c->fail_at)
     return 0;
-  c->fail_times--;
-  errno = ENOSPC;
-  return -1;
+  /* Several threads come here at a time. */
+  while (times > 0)
+    if (atomic_compare_exchange_weak (&c->fail_times, &times, times - 1)) {
+      errno = ENOSPC;
+      return -1;
+    }
+  return 0;
 }
 
 static int
