@@ -231,7 +231,7 @@ serve_by ()
   rm -f "$sock" "$name.pid"
   start "$name" "${words[@]}" -U "$sock" -P "$name.pid" "$@"
   wait_for 60 is_ready_or_gone "$name.pid" "$pid"
-  [ -s "$name.pid" ]
+  [ -s "$name.pid" ] || return 1
   # It tells its process id before the plugin has its control socket.
   for word; do
     case $word in
