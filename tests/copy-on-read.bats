@@ -53,7 +53,7 @@ client ()
 {
   local program=$1
   shift
-  timeout 60 /usr/bin/python3 -c "
+  timeout 300 /usr/bin/python3 -c "
 import nbd, sys
 URI = '$uri'
 DISK = nbd.NBD()
@@ -151,7 +151,8 @@ print(json.load(sys.stdin)["allocated"])'
   head -c "$M" /dev/zero >>base.raw
   slow_base 1ms
   make_overlay top.fvd "$remote"
-  copying top.fvd
+  # What is read ahead may be dropped at the end, though a client had it.
+  copying top.fvd read-ahead=0
   client 'check(2 << 20, 1 << 19)
 for i in range(0, len(BASE), 65536): check(65536, i)'
   stop "$pid"
@@ -243,7 +244,7 @@ for r in reads: get(*r)" 3>&- &
 @test "without a base that comes back, each of many gets an error" {
   slow_base 100
   make_overlay top.fvd "$remote"
-  copying top.fvd max-waiting=0 retry=1
+  copying top.fvd max-waiting=0 retry=3
   client "$many
 open('sent', 'w').close()
 failed = 0
@@ -277,7 +278,8 @@ $((8 * 65536 + 36864)) 28672" ]
 }
 
 @test "behind a neighbourhood that is there, two more are brought along" {
-  slow_base 5ms
+  # A way on which what else the machine does is little.
+  slow_base 50ms
   make_overlay top.fvd "$remote"
   copying top.fvd read-ahead=0
   # After these it knows how long a read takes with and without.
@@ -304,8 +306,8 @@ $((105 * 65536)) 65536" ]
   client 'for i in range(0, 3 * 131072, 131072): check(131072, i)'
   wait_for 20 has_asked $((7 * 131072 - 1))
   client 'for i in range(3 * 131072, 4 << 20, 131072): check(131072, i)'
+  wait_for 20 has_asked $((4 * M))
   stop "$pid"
-  [ "$(asked_bytes)" -gt $((4 * M)) ]
   [ "$(asked_bytes)" -le $((5 * M)) ]
   [ "$(asked | awk '$1 < end { n++ } { end = $1 + $2 } END { print n + 0 }')" \
     -eq 0 ]
@@ -397,15 +399,14 @@ print(end=struct.pack("=8Q", 22, 0, 0, 1, errno.ENOSPC, 0, 0, 0).decode())' \
   NBDCHAIN_PRELOAD=${NBDCHAIN_PRELOAD:+$NBDCHAIN_PRELOAD:}$NBDCHAIN_FAULT
   copying dir/top.fvd
   unset NC_FAULT_DIR NC_FAULT_CONTROL
-  client 'import struct
+  client 'import struct, time
 f = open("control", "r+b")
 f.write(struct.pack("=8Q", 22, 1, 1 << 40, 1, 28, 0, 0, 0)); f.close()
 for i in range(0, 4 << 20, 65536): check(65536, i)
 check(len(BASE), 0)
-f = open("control", "rb")
-assert struct.unpack("=8Q", f.read())[6] > 0
-f.close()'
-  grep "No space left" copying.err
+while struct.unpack("=8Q", open("control", "rb").read())[6] == 0:
+  time.sleep(0.01)'
+  wait_for 20 grep "No space left" copying.err
 }
 
 @test "the server of the base goes away and comes back while clients read" {
@@ -429,7 +430,7 @@ f.close()'
 @test "without the base: an error after the time to wait, and all is well later" {
   slow_base 1ms
   make_overlay top.fvd "$remote"
-  copying top.fvd retry=1
+  copying top.fvd retry=3
   client 'check(4096, 65536)'
   lose_base
   client 'check(4096, 65536)
