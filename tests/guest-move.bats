@@ -40,12 +40,6 @@ D = json.loads(sys.stdin.read())["return"]
 print(eval(sys.argv[1]))' "$2"
 }
 
-# said TEXT [TIMES]: has the guest said it so often?
-said ()
-{
-  [ "$(grep -c "^guest: $1" console)" -ge "${2-1}" ]
-}
-
 @test "a guest boots over a slow base; with the profile of that, the next boot finds there what it reads" {
   guest_remote "$guest/disk.raw" rdelay=20ms
   "$NBDCHAIN" create -b "$remote" -F raw first.fvd

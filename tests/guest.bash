@@ -41,7 +41,7 @@ guest_end ()
     while is_child "$pid"; do
       tries=$((tries + 1))
       if [ "$tries" -gt "$limit" ]; then
-        kill -KILL "$pid"
+        kill -KILL "$pid" 2>/dev/null || true
         break
       fi
       sleep 0.1
@@ -63,8 +63,8 @@ until_true ()
 }
 
 # guest_remote FILE [PARAMETER...]: serve it read-only, as another host would,
-# with parameters of nbdkit's delay filter; set $remote to its URI and $base to
-# its process.
+# with options of nbdkit and parameters of its delay filter; set $remote to its
+# URI and $base to its process.
 guest_remote ()
 {
   local socket=$BATS_TEST_TMPDIR/remote.sock pid=$BATS_TEST_TMPDIR/remote.pid
@@ -93,6 +93,12 @@ guest_serve ()
 guest_boot ()
 {
   "${boot_guest[@]}" "$@" 3>&-
+}
+
+# said TEXT [TIMES]: has the guest said it so often?
+said ()
+{
+  [ "$(grep -c "^guest: $1" console)" -ge "${2-1}" ]
 }
 
 # What tests do first and last.

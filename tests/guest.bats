@@ -86,30 +86,35 @@ digest ()
 }
 
 @test "a guest lives through a server that is killed again and again" {
-  guest_remote "$guest/disk.raw"
+  # With several threads nbdkit 1.32 aborts when a client goes away too early.
+  guest_remote "$guest/disk.raw" -t 1
   "$NBDCHAIN" create -b "$remote" -F raw top.fvd
   guest_serve top.fvd --allow "$remote" -U "$PWD/s.sock"
 
   : >console
-  guest_start guest "${boot_guest[@]}" "$guest" "$uri" fsck endure:15
+  truncate -s 4K signal
+  guest_start guest "${boot_guest[@]}" --disk2 "$PWD/signal" "$guest" "$uri" \
+    fsck endure:/dev/vdb
   booted=$started
   until_true 120 grep -q '^guest: enduring' console
 
   # At times it dies again before the guest is back.
   kills=0
   RANDOM=1
-  while ! grep -q '^guest: endured' console && is_child "$booted"; do
+  while [ "$kills" -lt 8 ] && is_child "$booted"; do
     sleep "0.$((RANDOM % 8 + 1))"
     if pkill -KILL -P "$server"; then
       kills=$((kills + 1))
     fi
   done
+  rounds=$(grep -c '^guest: round' console || :)
+  until_true 120 said 'round' "$((rounds + 2))"
+  printf enough | dd of=signal conv=notrunc status=none
   status=0
   wait "$booted" || status=$?
   cat guest.out guest.err
-  echo "killed $kills times"
   [ "$status" -eq 0 ]
-  [ "$kills" -ge 5 ]
+  [ "$kills" -eq 8 ]
 
   guest_end "$server"
   "$NBDCHAIN" check --allow "$remote" top.fvd
