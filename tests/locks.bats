@@ -61,7 +61,7 @@ refused_by ()
 {
   local name=$1 process=$2 image=$3
   shift 3
-  run ! timeout 30 "$@"
+  run ! timeout 120 "$@"
   [[ $output == *"$image: in use by $name (process $process), which "* ]]
 }
 
@@ -70,9 +70,9 @@ qemu_refused ()
 {
   run -1 qemu-io -f raw -c 'write 0 512' "$1"
   [[ $output == *'"write" lock'* ]]
-  run -1 timeout 30 qemu-nbd -f raw -k "$PWD/refused.sock" "$1"
+  run -1 timeout 120 qemu-nbd -f raw -k "$PWD/refused.sock" "$1"
   [[ $output == *'"write" lock'* ]]
-  run -1 timeout 30 qemu-storage-daemon \
+  run -1 timeout 120 qemu-storage-daemon \
     --blockdev "driver=file,node-name=held,filename=$1" \
     --nbd-server "addr.type=unix,addr.path=$PWD/refused.sock" \
     --export type=nbd,id=held,node-name=held,writable=on
@@ -176,7 +176,7 @@ qemu_refused ()
   [ "$(id -u)" -eq 0 ] || skip "needs root"
   hold_by_nbd base.raw
   # Its /proc has no process but its own.
-  run -1 timeout 30 unshare --pid --fork --mount-proc \
+  run -1 timeout 120 unshare --pid --fork --mount-proc \
     "$NBDCHAIN" serve top.fvd
   [[ $output == *"$PWD/base.raw: in use by another process, which may write"* ]]
   stop "$pid"

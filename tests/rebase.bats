@@ -130,7 +130,7 @@ make_chain ()
   serve_plain a.fvd
   nbdsh -u "$uri" -c 'h.pwrite(b"a" * 65536, 1 << 30)' -c 'h.flush()'
   stop "$pid"
-  run -0 --separate-stderr timeout 60 "$NBDCHAIN" rebase -b base.raw -F raw \
+  run -0 --separate-stderr timeout 300 "$NBDCHAIN" rebase -b base.raw -F raw \
     --json b.fvd
   [ "$(number copied)" = 65536 ]
   [ "$(number zeroed)" = 0 ]
