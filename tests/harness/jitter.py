@@ -51,10 +51,13 @@ class Processes:
         return random.sample(self.ids, n)
 
 
-def is_stopped(pid):
-    """By a test, a debugger or us, or gone: not to be touched."""
-    stat = read(f"/proc/{pid}/stat").rpartition(b") ")[2]
-    return stat[:1] in (b"T", b"t", b"")
+def is_untouchable(pid):
+    """Stopped by a test, a debugger or us, or gone; or run by script, which
+    stops with what it runs, and waits for a shell to let it go on."""
+    state, parent, *_ = read(f"/proc/{pid}/stat").rpartition(b") ")[2] \
+        .split() or (b"", b"")
+    return state in (b"T", b"t", b"") or \
+        read(f"/proc/{int(parent)}/comm") == b"script\n"
 
 
 def send(pid, sig):
@@ -68,7 +71,7 @@ def stop_for(pids, seconds):
     stopped = []
     try:
         for pid in pids:
-            if not is_stopped(pid):
+            if not is_untouchable(pid):
                 stopped.append(pid)
                 send(pid, signal.SIGSTOP)
         time.sleep(seconds)
