@@ -374,8 +374,6 @@ copying_rounds ()
   start clients "$harness/oracle" --seed "$seed" --ops "$ops" --connections 4 \
     --overlap --max-size 65536 --base base.raw --state state "$uri"
   clients=$pid
-  # The socket is there before anybody listens.
-  wait_for 20 "$NBDCHAIN" jobs qmp
   timeout 300 "$NBDCHAIN" stream qmp
   wait "$clients"
   ! is_child "$base" || stop_hard "$base"
