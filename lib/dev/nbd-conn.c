@@ -43,6 +43,7 @@
 
 #include "clock.h"
 #include "scope.h"
+#include "standback.h"
 
 #define MAX_IN_FLIGHT 64               /* on one connection */
 #define MAX_ENTRIES 65536              /* taken from one reply */
@@ -205,15 +206,17 @@ mark_useful (struct conn *conn)
     report_back (nbd, since);
 }
 
-/* The connection that is up and has the least to do; NULL if none. */
+/* The connection for REQ, one that is up: with the least to do, or, where
+ * others come first, the last.  NULL if there is none. */
 static struct conn *
-choose_conn_locked (struct nbd *nbd)
+choose_conn_locked (struct nbd *nbd, const struct request *req)
 {
   struct conn *best = NULL;
   unsigned i;
 
   for (i = 0; i < nbd->n_conns; i++)
-    if (nbd->conns[i].up && (!best || nbd->conns[i].load < best->load))
+    if (nbd->conns[i].up && (!best || req->stands_back ||
+                             nbd->conns[i].load < best->load))
       best = &nbd->conns[i];
   return best;
 }
@@ -281,7 +284,8 @@ hand_over (struct conn *conn, uint64_t limit)
     while ((req = list_take (&conn->lost)) != NULL ||
            (req = list_take (&conn->flight)) != NULL ||
            (req = list_take (&conn->queue)) != NULL) {
-      struct conn *other = nbd->stopping ? NULL : choose_conn_locked (nbd);
+      struct conn *other = nbd->stopping ? NULL
+        : choose_conn_locked (nbd, req);
 
       if (!other || req->answered || req->moves >= MAX_CONNS ||
           (conn->stalled && t - req->since >= limit))
@@ -393,6 +397,8 @@ issue (struct conn *conn, struct request *req)
     return;
   }
 
+  if (req->stands_back)
+    nc_stand_back (true);              /* receiving it, too */
   if (conn->n_flight == 0)
     conn_made_progress (conn);
   conn->asked = true;
@@ -617,10 +623,11 @@ conn_run (struct nbd *nbd, struct request *req)
   bool asleep;
 
   req->since = nc_now ();
+  req->stands_back = nc_stands_back ();
   sem_init (&req->wake, 0, 0);
   {
     NC_LOCKED (&nbd->lock);
-    conn = nbd->stopping ? NULL : choose_conn_locked (nbd);
+    conn = nbd->stopping ? NULL : choose_conn_locked (nbd, req);
     if (conn == NULL) {
       sem_destroy (&req->wake);
       return nbd->stopping ? ESHUTDOWN : ENOTCONN;

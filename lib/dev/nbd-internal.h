@@ -48,6 +48,7 @@ struct request {
   bool answered;                       /* block status came */
   uint64_t came;                       /* of a read: bytes, in order */
   bool cleared;                        /* BUF was, before */
+  bool stands_back;                    /* others come first */
   int64_t cookie;
   uint64_t since;                      /* when it was made */
   unsigned moves;                      /* to another connection */

@@ -187,6 +187,15 @@ again (struct nc_prefetch *p, enum nc_job_operation operation, int err)
   back_off (p);
 }
 
+static bool
+stands_back (void *opaque)
+{
+  struct nc_prefetch *p = opaque;
+
+  NC_LOCKED (&p->lock);
+  return p->pace.restrained;
+}
+
 static int
 failed (void *opaque, enum nc_ring_step step, int err)
 {
@@ -220,6 +229,7 @@ static const struct nc_stream_hooks hooks = {
   .throttle = throttle,
   .failed = failed,
   .unit = unit,
+  .stands_back = stands_back,
   .began = began,
   .ended = ended,
   .progress = progress,

@@ -37,6 +37,7 @@
 #include "ref.h"
 #include "report.h"
 #include "scope.h"
+#include "standback.h"
 
 #define LOOK_EXTENTS 8192       /* known at a time */
 /* Stored under one claim. */
@@ -247,6 +248,8 @@ read_piece (void *opaque, struct nc_piece *piece, void *buf)
   struct nc_fetched fetched;
   int r;
 
+  nc_stand_back (s->hooks->stands_back &&
+                 s->hooks->stands_back (s->opaque));
   began (s, NC_RING_READ);
   r = nc_export_fetch (s->disk, buf, piece->count, piece->offset, &fetched);
   ended (s, NC_RING_READ, r == 0 ? piece->count : 0);
@@ -504,6 +507,14 @@ job_unit (void *opaque)
   return nc_pace_unit (&s->pace, look_at_guest_locked (s, now ()));
 }
 
+static bool
+job_stands_back (void *opaque)
+{
+  const struct nc_stream *s = opaque;
+
+  return s->is_restrained;
+}
+
 static int
 job_failed (void *opaque, enum nc_ring_step step, int err)
 {
@@ -571,6 +582,7 @@ job_progress (void *opaque, uint64_t done_bytes, uint64_t total,
 
 static const struct nc_stream_hooks job_hooks = {
   .unit = job_unit,
+  .stands_back = job_stands_back,
   .throttle = job_throttle,
   .failed = job_failed,
   .progress = job_progress,

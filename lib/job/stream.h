@@ -46,6 +46,10 @@ struct nc_stream_hooks {
    * stream is made: more than that, or NC_RING_PIECE, it will not be. */
   uint32_t (*unit) (void *opaque);
 
+  /* Whether what is about to be read comes behind the guest (standback.h).
+   * From any thread. */
+  bool (*stands_back) (void *opaque);
+
   /* A read or store begins; it has ended, with COUNT bytes, 0 if it failed.
    * From any thread. */
   void (*began) (void *opaque, enum nc_ring_step step);

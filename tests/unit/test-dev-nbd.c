@@ -8,6 +8,7 @@
 
 #include "dev/dev.h"
 
+#include <dirent.h>
 #include <errno.h>
 #include <inttypes.h>
 #include <pthread.h>
@@ -17,6 +18,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/resource.h>
 #include <sys/types.h>
 #include <sys/wait.h>
 #include <time.h>
@@ -24,6 +26,7 @@
 
 #include "report.h"
 #include "scope.h"
+#include "standback.h"
 
 #define MB (UINT64_C (1) << 20)
 #define SIZE_ARG "64M"
@@ -315,6 +318,7 @@ struct reader {
   pthread_t thread;
   struct nc_dev *dev;
   unsigned seed, n;
+  bool stands_back;
   struct timespec deadline;
   bool good;
 };
@@ -326,6 +330,7 @@ reader_thread (void *opaque)
   unsigned i;
 
   r->good = true;
+  nc_stand_back (r->stands_back);
   for (i = 0; i < r->n && r->good; i++) {
     size_t count = 1 + rand_r (&r->seed) % 65536;
     uint64_t offset = rand_r (&r->seed) % (SIZE - count);
@@ -338,16 +343,24 @@ reader_thread (void *opaque)
 #define N_READERS 16
 
 static void
-start_readers (struct reader *readers, struct nc_dev *dev, unsigned n)
+start_readers_that (bool stand_back, struct reader *readers,
+                    struct nc_dev *dev, unsigned n)
 {
   unsigned i;
 
   for (i = 0; i < N_READERS; i++) {
     readers[i] = (struct reader) {
-      .dev = dev, .seed = i, .n = n, .deadline = in_seconds (120),
+      .dev = dev, .seed = i, .n = n, .stands_back = stand_back,
+      .deadline = in_seconds (120),
     };
     pthread_create (&readers[i].thread, NULL, reader_thread, &readers[i]);
   }
+}
+
+static void
+start_readers (struct reader *readers, struct nc_dev *dev, unsigned n)
+{
+  start_readers_that (false, readers, dev, n);
 }
 
 static bool
@@ -386,6 +399,76 @@ test_one_connection (void)
 
   start_readers (readers, dev, 50);
   ok (join_readers (readers), "16 threads read over a single connection");
+  nc_dev_close (dev);
+  end_server (pid);
+}
+
+/* How many connections the server has read for since it was last asked.  LOG
+ * is what it writes down. */
+static unsigned
+connections_in (FILE *log)
+{
+  char line[512];
+  const char *p;
+  uint64_t seen = 0;
+
+  clearerr (log);
+  while (fgets (line, sizeof line, log))
+    if (strstr (line, " Read ") && (p = strstr (line, "connection=")) != NULL)
+      seen |= UINT64_C (1) << atoi (p + strlen ("connection=")) % 64;
+  return __builtin_popcountll (seen);
+}
+
+/* How many threads of ours go behind the first one. */
+static unsigned
+threads_behind (void)
+{
+  DIR *tasks = opendir ("/proc/self/task");
+  const int mine = getpriority (PRIO_PROCESS, 0);
+  struct dirent *task;
+  unsigned n = 0;
+
+  while ((task = readdir (tasks)) != NULL)
+    if (*task->d_name != '.')
+      n += getpriority (PRIO_PROCESS, atoi (task->d_name)) > mine;
+  closedir (tasks);
+  return n;
+}
+
+/* Returns over how many connections 16 readers read. */
+static unsigned
+read_by (bool stand_back, struct nc_dev *dev, FILE *log)
+{
+  struct reader readers[N_READERS];
+
+  start_readers_that (stand_back, readers, dev, 5);
+  return join_readers (readers) ? connections_in (log) : 0;
+}
+
+/* Who stands back leaves three of the four connections to others. */
+static void
+test_standing_back (void)
+{
+  char path[128], arg[160];
+  struct nc_dev *dev;
+  FILE *log;
+  pid_t pid;
+
+  snprintf (path, sizeof path, "%s/log", dir);
+  snprintf (arg, sizeof arg, "logfile=%s", path);
+  pid = NBDKIT ("--filter=log", "--filter=delay", "pattern", SIZE_ARG,
+                "delay-read=20ms", arg);
+  dev = open_started (0);
+  log = fopen (path, "r");
+  ok (EVENTUALLY (read_by (false, dev, log) == 4),
+      "16 readers use four connections");
+  ok (threads_behind () == 0, "no thread goes behind another");
+  ok (read_by (true, dev, log) == 1, "16 that stand back use one");
+  ok (threads_behind () == 1, "and its thread goes behind all others");
+  ok (EVENTUALLY (read_by (false, dev, log) == 4),
+      "after that, others use all four again");
+  fclose (log);
+  unlink (path);
   nc_dev_close (dev);
   end_server (pid);
 }
@@ -881,6 +964,7 @@ main (void)
   test_reads ();
   test_parallel_reads ();
   test_one_connection ();
+  test_standing_back ();
   test_block_size ();
   test_extents ();
   test_restart ();
