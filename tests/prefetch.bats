@@ -8,9 +8,9 @@
 # shellcheck disable=SC2016             # for another shell
 
 load common
+load qmp
 
 size=8388613
-qmp=$top_srcdir/tests/peers/qmp.py
 
 # make_remote [ARGUMENT...]: base.raw behind base.sock, and top.fvd over it;
 # sets $base and $allow.
@@ -28,22 +28,6 @@ make_remote ()
 prefetch ()
 {
   serve top.fvd --allow "$allow" --prefetch --control qmp -- "$@"
-}
-
-# ask COMMAND [ARGUMENTS]: print what it returns, or the error.
-ask ()
-{
-  printf '{"execute": "%s", "arguments": %s}\n' "$1" "${2:-"{}"}" |
-    "$qmp" script qmp
-}
-
-# member EXPRESSION: of the JSON D on stdin.
-member ()
-{
-  /usr/bin/python3 -c 'import json, sys
-D = json.loads(sys.stdin.read())
-D = D.get("return", D)
-print(eval(sys.argv[1]))' "$1"
 }
 
 # job MEMBER: of the job, nothing if there is none.

@@ -7,8 +7,7 @@
 # shellcheck disable=SC2034,SC2154      # common.bash sets and uses these
 
 load common
-
-qmp=$top_srcdir/tests/peers/qmp.py
+load qmp
 
 # serve_overlay IMAGE [PARAMETER...]: by "nbdchain serve", with the filter.
 serve_overlay ()
@@ -16,22 +15,6 @@ serve_overlay ()
   local image=$1
   shift
   serve "$image" --prefetch --control qmp -- "$@"
-}
-
-# ask COMMAND [ARGUMENTS]: print what it returns, or the error.
-ask ()
-{
-  printf '{"execute": "%s", "arguments": %s}\n' "$1" "${2:-"{}"}" |
-    "$qmp" script qmp
-}
-
-# member EXPRESSION: of the JSON D on stdin.
-member ()
-{
-  /usr/bin/python3 -c 'import json, sys
-D = json.loads(sys.stdin.read())
-D = D.get("return", D)
-print(eval(sys.argv[1]))' "$1"
 }
 
 # reads OFFSET COUNT...: a guest.
