@@ -215,8 +215,7 @@ live (struct mem_disk *disk, struct input *in)
   struct life life = { .disk = disk };
   struct fvd_reader r;
 
-  life.sound = fvd_reader_open (&r, disk->data, disk->size) == 0 &&
-    fvd_reader_journal_is_intact (&r);
+  life.sound = fvd_reader_open (&r, disk->data, disk->size) == 0;
   life.compact = r.chunk != 0;
   fvd_reader_close (&r);
   if (!open_life (&life))

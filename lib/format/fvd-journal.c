@@ -230,6 +230,44 @@ fvd_journal_replay (struct fvd *f,
   return r;
 }
 
+/* Nobody looks at the journal of a clean image.  After the next death it will
+ * be read, and a sector that was damaged long ago, and meant nothing any more,
+ * would have the image refused. */
+static int
+clear_sector (struct fvd *f, const uint8_t *sector, uint64_t index)
+{
+  static const uint8_t zeros[FVD_SECTOR];
+
+  if (is_intact (f, sector, index) && !is_record (f, sector, index))
+    return 0;
+  nc_debug ("%s: journal: sector %" PRIu64 " of a clean image is no record "
+            "of it", f->dev->name, index);
+  return f->dev->ops->pwrite (f->dev, zeros, sizeof zeros,
+                              f->h.journal.offset + index * FVD_SECTOR);
+}
+
+int
+fvd_journal_clear (struct fvd *f)
+{
+  const size_t buf_size = 64 * 1024;
+  NC_FREE uint8_t *buf = malloc (buf_size);
+
+  if (buf == NULL) {
+    nc_error ("%s: journal: %m", f->dev->name);
+    return -1;
+  }
+  for (uint64_t at = 0; at < f->h.journal.size; at += buf_size) {
+    const size_t n = nc_min64 (buf_size, f->h.journal.size - at);
+
+    if (f->dev->ops->pread (f->dev, buf, n, f->h.journal.offset + at) == -1)
+      return -1;
+    for (size_t i = 0; i < n; i += FVD_SECTOR)
+      if (clear_sector (f, buf + i, (at + i) / FVD_SECTOR) == -1)
+        return -1;
+  }
+  return 0;
+}
+
 static uint64_t
 range_sectors (const struct fvd_ranges *ranges)
 {

@@ -140,7 +140,8 @@ fvd_begin (struct nc_layer *layer)
     return -1;
   if (fvd_is_compact (&f->h))
     fvd_chunks_begin (f);
-  if (!(f->h.flags & FVD_CLEAN) && fvd_journal_replay (f, NULL, NULL) == -1)
+  if ((f->h.flags & FVD_CLEAN ? fvd_journal_clear (f)
+       : fvd_journal_replay (f, NULL, NULL)) == -1)
     return -1;
   if (f->h.seq > FVD_NUMBER_MAX_BEGIN ||
       f->journal.next > FVD_NUMBER_MAX_BEGIN) {

@@ -298,6 +298,10 @@ extern int fvd_journal_replay (struct fvd *f,
                                void (*fn) (void *opaque, uint64_t record),
                                void *opaque);
 
+/* Before a clean image is written: put zeros where a record would count that
+ * is none, or a sector is damaged.  Not durable. */
+extern int fvd_journal_clear (struct fvd *f) __attribute__ ((__nonnull__ (1)));
+
 /* How many sectors these take, and how many are free. */
 extern uint64_t fvd_journal_need (const struct fvd_ranges *ranges,
                                   const struct fvd_places *places);

@@ -307,16 +307,6 @@ is_intact (const struct fvd_reader *r, uint64_t i)
     LE64 (s + 504) == checksum (r->header + FVD_AT_UUID, 3, i, s);
 }
 
-bool
-fvd_reader_journal_is_intact (const struct fvd_reader *r)
-{
-  uint64_t i = 0;
-
-  while (i < r->journal_sectors && is_intact (r, i))
-    ++i;
-  return i == r->journal_sectors;
-}
-
 /* Section 2.4. */
 static int
 read_journal (struct fvd_reader *r)

@@ -50,10 +50,6 @@ extern int fvd_reader_open (struct fvd_reader *r, const uint8_t *file,
                             uint64_t file_size);
 extern void fvd_reader_close (struct fvd_reader *r);
 
-/* Whether no sector of the journal is damaged, which opening a clean image does
- * not look at. */
-extern bool fvd_reader_journal_is_intact (const struct fvd_reader *r);
-
 /* Read the disk, with BACKING (BACKING_SIZE bytes) below it. */
 extern void fvd_reader_pread (const struct fvd_reader *r, uint8_t *buf,
                               size_t count, uint64_t offset,

@@ -1567,6 +1567,32 @@ test_damaged_journal (void)
   ok (opens_and_holds (POWER), "without it the image opens");
 }
 
+/* In the journal of a clean image nothing has a meaning. */
+static void
+test_stale_journal (void)
+{
+  struct nc_layer *l;
+  struct fvd_reader r;
+  uint8_t *journal;
+
+  reset ();
+  l = open_layer (true);
+  must (l && do_write (l, 0, 1) == 0 && do_flush (l) == 0 &&
+        l->format->finish (l) == 0, "closed in order");
+  nc_layer_close (l);
+  must (fvd_reader_open (&r, disk.data, disk.size) == 0, r.why);
+  journal = disk.data + r.journal;
+  fvd_reader_close (&r);
+  for (unsigned i = 0; i < 32; ++i)
+    journal[i * 512 + i] ^= 1;
+  ok (opens_and_holds (POWER), "a clean image opens, whatever its journal has");
+  l = open_layer (true);
+  ok (l && do_write (l, 8, 1) == 0 && do_flush (l) == 0, "and is written");
+  nc_layer_close (l);
+  fault_lose (&fault, &disk, LOSE_ALL, NULL);
+  ok (opens_and_holds (POWER), "and what is flushed then is kept");
+}
+
 static void
 test_damaged_retired (void)
 {
@@ -1972,6 +1998,7 @@ main (void)
   test_numbers_at_the_end ();
   test_damaged_copy ();
   test_damaged_journal ();
+  test_stale_journal ();
   test_damaged_retired ();
   test_hostile_metadata (&seed);
   test_threads (true, "threads: what was flushed survives power loss");
