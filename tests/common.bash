@@ -264,6 +264,12 @@ serve ()
   [ -s serve.out ]
 }
 
+# goes_behind PID: of the nbdkit of that "serve" a thread comes after others.
+goes_behind ()
+{
+  [ "$(ps -L -o ni= -p "$(pgrep -P "$1")" | sort -un | wc -l)" -gt 1 ]
+}
+
 # make_base FILE BYTES: random bytes, none of them zero, and a few holes.
 make_base ()
 {

@@ -95,6 +95,18 @@ is_local ()
   assert_same_as base.raw "$uri"
 }
 
+@test "beside a guest its threads go behind the server's" {
+  make_remote
+  prefetch prefetch-max-read-throughput=128K
+  server=$pid
+  start guest /usr/bin/python3 -c 'import nbd, sys
+h = nbd.NBD()
+h.connect_uri(sys.argv[1])
+while True:
+    h.pwrite(bytes(4096), 0)' "$uri"
+  wait_for 20 goes_behind "$server"
+}
+
 @test "parameters come from the image, the command line and at run time" {
   make_remote
   "$NBDCHAIN" amend --prefetch-start-delay=600 --num-prefetch-slots=3 \

@@ -142,19 +142,13 @@ uses ()
   is_right
 }
 
-# goes_behind: a thread of the server comes after the others.
-goes_behind ()
-{
-  [ "$(ps -L -o ni= -p "$(pgrep -P "$server")" | sort -un | wc -l)" -gt 1 ]
-}
-
 @test "beside a guest its threads go behind the server's" {
   serve_chain
   block_stream '"speed": 1048576'
   start guest "$harness/oracle" --seed 5 --ops 4000 --state state \
     --connections 4 --inflight 4 --max-size 32768 "$uri"
   guest=$pid
-  wait_for 20 goes_behind
+  wait_for 20 goes_behind "$server"
   ends_with 0 "$guest"
   "$NBDCHAIN" cancel qmp disk
   is_right

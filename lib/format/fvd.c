@@ -140,8 +140,7 @@ fvd_begin (struct nc_layer *layer)
     return -1;
   if (fvd_is_compact (&f->h))
     fvd_chunks_begin (f);
-  if ((f->h.flags & FVD_CLEAN ? fvd_journal_clear (f)
-       : fvd_journal_replay (f, NULL, NULL)) == -1)
+  if (!(f->h.flags & FVD_CLEAN) && fvd_journal_replay (f, NULL, NULL) == -1)
     return -1;
   if (f->h.seq > FVD_NUMBER_MAX_BEGIN ||
       f->journal.next > FVD_NUMBER_MAX_BEGIN) {
@@ -162,6 +161,9 @@ fvd_begin (struct nc_layer *layer)
   /* What was replayed is to reach the bitmap before its records go. */
   fvd_flush_adopt (f);
   f->flush.must_checkpoint = false;
+  /* Once the header says that the image is not clean, its journal counts. */
+  if ((f->h.flags & FVD_CLEAN) && fvd_journal_clear (f) == -1)
+    return -1;
   /* The other copy of the header may have been written a moment ago, by
    * somebody who was killed: one copy a round. */
   if (fvd_sync (f) == -1 || begin_life (f) == -1)
