@@ -8,6 +8,9 @@
  * others wait for.  A piece gets a slot when it is begun; the oldest slots
  * are given back, in order, as far as their pieces are copied.
  *
+ * When there is no next piece the threads end, so that whoever frees the ring
+ * need not wait while so many end at a time.
+ *
  * A piece whose source hangs keeps its slot, and those behind it go on until
  * the slots are used up.  While nobody runs the ring, a thread that has read
  * waits before it stores. */
@@ -37,7 +40,8 @@ struct nc_ring {
 
   pthread_mutex_t lock;         /* guards the rest */
   pthread_cond_t work;          /* for threads: there may be a piece to
-                                   begin, or the ring is at work, or ends */
+                                   begin, or will be none any more, or the
+                                   ring is at work, or ends */
   pthread_cond_t changed;       /* for who runs the ring */
   bool is_running, is_interrupted, is_ending;
   uint64_t runs;                /* how often it was run */
@@ -225,8 +229,10 @@ begin_locked (struct nc_ring *ring, struct slot **slot)
   ring->is_planning = false;
   if (r == 0 && ring->is_planned)
     ring->is_interrupted = true;        /* by whoever throttles */
-  else if (r == 0)
+  else if (r == 0) {
     ring->has_ended = true;
+    pthread_cond_broadcast (&ring->work);
+  }
   if (r != 1) {
     pthread_cond_signal (&ring->changed);
     return false;
@@ -337,7 +343,7 @@ thread (void *opaque)
   NC_LOCKED (&ring->lock);
   if (buf == NULL)
     fail_locked (ring, ENOMEM);
-  while (!ring->is_ending && ring->first_errno == 0) {
+  while (!ring->is_ending && !ring->has_ended && ring->first_errno == 0) {
     if (!may_begin_locked (ring)) {
       pthread_cond_wait (&ring->work, &ring->lock);
       continue;
