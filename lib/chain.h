@@ -250,6 +250,11 @@ extern int nc_export_trim (struct nc_export *export, uint64_t offset,
 extern int nc_export_flush (struct nc_export *export)
   __attribute__ ((__nonnull__ (1)));
 
+/* Begin to make durable what was written, and do not wait: a flush that comes
+ * later has less to wait for, and reports what fails. */
+extern void nc_export_write_out (struct nc_export *export)
+  __attribute__ ((__nonnull__ (1)));
+
 /* Populating: what a range reads as is brought into the active layer, where
  * it is not allocated yet.  A guest write, zero or trim wins, also one that
  * comes between the fetch and the store.

@@ -723,6 +723,26 @@ nc_export_flush (struct nc_export *export)
   return r;
 }
 
+static void
+write_out (struct nc_dev *dev)
+{
+  if (dev && dev->ops->write_out)
+    dev->ops->write_out (dev);
+}
+
+void
+nc_export_write_out (struct nc_export *export)
+{
+  struct nc_view *view = export->writable ? enter (export, NC_VIEW_WRITE)
+    : NULL;
+
+  if (view == NULL)
+    return;
+  write_out (view->layers[0]->dev);
+  write_out (view->layers[0]->data_dev);
+  leave (export, view, NC_VIEW_WRITE);
+}
+
 /* Populating. */
 
 static bool

@@ -53,6 +53,11 @@ struct nc_dev_ops {
   /* Everything written by calls that have returned is durable. */
   int (*sync) (struct nc_dev *dev);
 
+  /* Begin to make durable what was written, and do not wait, so that a sync
+   * later on has less to wait for.  If it is seen to fail, so does every later
+   * sync.  NULL: nothing to begin. */
+  void (*write_out) (struct nc_dev *dev);
+
   /* How many bytes it has now; may differ from dev->size. */
   int (*measure) (struct nc_dev *dev, uint64_t *size);
 

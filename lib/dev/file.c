@@ -240,6 +240,28 @@ file_sync (struct nc_dev *dev)
   return -1;
 }
 
+/* Whether errno says that there is no sync_file_range for such a file. */
+static bool
+cannot_write_out (void)
+{
+  return errno == ENOSYS || errno == EINVAL || errno == ESPIPE ||
+    errno == EOPNOTSUPP;
+}
+
+static void
+file_write_out (struct nc_dev *dev)
+{
+  struct file *f = file_of (dev);
+
+  if (sync_file_range (f->fd, 0, 0, SYNC_FILE_RANGE_WRITE) == 0 ||
+      cannot_write_out ())
+    return;
+  /* The kernel need not tell the next fdatasync of it, too. */
+  nc_error ("%s: writing out: %m", dev->name);
+  NC_LOCKED (&f->sync_lock);
+  f->sync_failed = true;
+}
+
 /* RWF_DSYNC.  Returns 1 where there is none. */
 static int
 write_dsync (struct file *f, struct iovec *iov, uint64_t offset)
@@ -397,6 +419,7 @@ static const struct nc_dev_ops file_ops = {
   .pwritev = file_pwritev,
   .pwrite_durable = file_pwrite_durable,
   .sync = file_sync,
+  .write_out = file_write_out,
   .measure = file_measure,
   .truncate = file_truncate,
   .zero = file_zero,

@@ -2,9 +2,10 @@
 /* Copyright (C) 2026 The nbdchain authors */
 
 /* One thread: it waits until something was stored, then until a second has
- * passed since or enough has come together, flushes, and starts over.  That a
- * flush fails is reported below, and the image fails every later one, also
- * that with which a job ends. */
+ * passed since or enough has come together, flushes, and starts over.  Each
+ * step on the way there is written out.  That something fails is reported
+ * below, and the image fails every later flush, also that with which a job
+ * ends. */
 
 #include <config.h>
 
@@ -28,8 +29,24 @@ struct nc_flusher {
   pthread_mutex_t lock;         /* guards what follows */
   pthread_cond_t changed;
   uint64_t stored;              /* bytes since the last flush began */
+  uint64_t written_out;         /* of them, or as good as */
   bool is_ending;
 };
+
+static bool
+has_step_locked (const struct nc_flusher *f)
+{
+  return f->stored - f->written_out >= NC_FLUSHER_STEP;
+}
+
+static void
+write_out_locked (struct nc_flusher *f)
+{
+  f->written_out = f->stored;
+  pthread_mutex_unlock (&f->lock);
+  nc_export_write_out (f->disk);
+  pthread_mutex_lock (&f->lock);
+}
 
 /* Wait until it is time to flush.  Returns false at the end. */
 static bool
@@ -41,9 +58,12 @@ wait_for_work_locked (struct nc_flusher *f)
     pthread_cond_wait (&f->changed, &f->lock);
   clock_gettime (CLOCK_MONOTONIC, &end);
   end.tv_sec += PERIOD;
-  while (f->stored < NC_FLUSHER_BYTES && !f->is_ending &&
-         pthread_cond_timedwait (&f->changed, &f->lock, &end) == 0)
-    ;
+  while (f->stored < NC_FLUSHER_BYTES && !f->is_ending) {
+    if (has_step_locked (f))
+      write_out_locked (f);
+    else if (pthread_cond_timedwait (&f->changed, &f->lock, &end) != 0)
+      break;
+  }
   return !f->is_ending;
 }
 
@@ -54,7 +74,7 @@ thread (void *opaque)
 
   NC_LOCKED (&f->lock);
   while (wait_for_work_locked (f)) {
-    f->stored = 0;
+    f->stored = f->written_out = 0;
     pthread_mutex_unlock (&f->lock);
     nc_export_flush (f->disk);
     pthread_mutex_lock (&f->lock);
@@ -94,10 +114,12 @@ void
 nc_flusher_note (struct nc_flusher *f, uint64_t count)
 {
   NC_LOCKED (&f->lock);
-  /* Those in between the thread need not see. */
-  if (f->stored == 0 || f->stored + count >= NC_FLUSHER_BYTES)
-    pthread_cond_signal (&f->changed);
+  const bool is_first = f->stored == 0;
+
   f->stored += count;
+  /* Those in between the thread need not see. */
+  if (is_first || has_step_locked (f))
+    pthread_cond_signal (&f->changed);
 }
 
 void

@@ -4,13 +4,16 @@
 /* Makes durable, every now and then, what a job stores, so that a job that is
  * killed has little to do again: what it stored in the last second, or the last
  * NC_FLUSHER_BYTES, whichever is less, and while a flush took.  A thread of its
- * own does that, so that neither job nor operator waits for it. */
+ * own does that, so that neither job nor operator waits for it.  So that a flush,
+ * also the last one of a job, does not take long, it has what is stored written
+ * out all the time. */
 #ifndef NC_FLUSHER_H
 #define NC_FLUSHER_H
 
 #include <stdint.h>
 
 #define NC_FLUSHER_BYTES (UINT64_C (64) << 20)
+#define NC_FLUSHER_STEP (UINT64_C (8) << 20)    /* written out at a time */
 
 struct nc_export;
 struct nc_flusher;

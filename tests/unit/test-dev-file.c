@@ -22,7 +22,7 @@
 /* The errno of the next call on a file of ours; 0: none.  Each fails once,
  * as the system tells of lost writes once. */
 static struct {
-  int read, write, durable, sync, zero;
+  int read, write, durable, write_out, sync, zero;
   unsigned syncs;
 } fail;
 
@@ -92,6 +92,17 @@ fdatasync (int fd)
     return -1;
   *(void **) &real = dlsym (RTLD_NEXT, "fdatasync");
   return real (fd);
+}
+
+int
+sync_file_range (int fd, off64_t offset, off64_t count, unsigned flags)
+{
+  int (*real) (int, off64_t, off64_t, unsigned);
+
+  if (fails (&fail.write_out))
+    return -1;
+  *(void **) &real = dlsym (RTLD_NEXT, "sync_file_range");
+  return real (fd, offset, count, flags);
 }
 
 int
@@ -185,6 +196,20 @@ test_failed_sync (void)
       dev->ops->sync (dev) == -1 && fail.syncs == 1,
       "and so is every later one, without asking the system again");
   ok (dev->ops->pread (dev, buf, 4096, 0) == 0, "reading goes on");
+  nc_dev_close (dev);
+
+  dev = open_dev ();
+  must (dev->ops->pwrite (dev, buf, 4096, 0) == 0, "write");
+  fail.write_out = ENOSYS;
+  dev->ops->write_out (dev);
+  dev->ops->write_out (dev);
+  ok (dev->ops->sync (dev) == 0 && fail.syncs == 1 && tap_errors == 0,
+      "writing out goes before a sync, where it can be had");
+  fail.write_out = EIO;
+  dev->ops->write_out (dev);
+  errno = 0;
+  ok (dev->ops->sync (dev) == -1 && errno == EIO && fail.syncs == 1 &&
+      tap_errors == 1, "if it fails, so does the sync after it");
   nc_dev_close (dev);
 
   dev = open_dev ();
