@@ -160,6 +160,28 @@ grows ()
   is_disk top.fvd disk.raw
 }
 
+@test "with a low speed it goes in small steps" {
+  make_base base.raw $((1 << 20))
+  serve_by base "$NBDKIT" -f -r --filter=log -- file base.raw logfile=base.log
+  make_overlay top.fvd "$uri"
+  "$NBDCHAIN" stream --allow "$uri" --speed 1M top.fvd
+  # At least ten a second, of whole blocks.
+  run -0 grep -c ' Read .*\.\.\.$' base.log
+  [ "$output" -ge 10 ]
+  is_disk top.fvd base.raw
+}
+
+@test "what is stored is written out before it is flushed" {
+  ! slow || skip "strace and sanitizers exclude each other"
+  make_base base.raw $((64 << 20))
+  make_overlay top.fvd base.raw
+  strace -f -qq -o trace -e trace=sync_file_range,fdatasync \
+    "$NBDCHAIN" stream top.fvd
+  is_disk top.fvd base.raw
+  grep -n -m 1 sync_file_range trace
+  [ "$(tail -n 1 trace | grep -c fdatasync)" -eq 1 ]
+}
+
 @test "images of all kinds" {
   make_base base.raw "$size"
   make_overlay compact.fvd base.raw --compact

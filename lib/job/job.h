@@ -358,7 +358,7 @@ extern bool nc_job_should_complete (struct nc_job *job)
 extern bool nc_job_is_forced (struct nc_job *job)
   __attribute__ ((__nonnull__ (1)));
 
-/* The speed and whether the operator paused it, for changed. */
+/* The speed and whether the operator paused it, as of now. */
 extern uint64_t nc_job_speed (struct nc_job *job)
   __attribute__ ((__nonnull__ (1)));
 extern bool nc_job_is_paused (struct nc_job *job)

@@ -500,11 +500,16 @@ static uint32_t
 job_unit (void *opaque)
 {
   struct nc_stream *s = opaque;
+  uint64_t speed;
+  uint32_t most;
 
   if (s == NULL)                /* the stream is being made */
-    return NC_PACE_UNIT;
+    return NC_RING_PIECE;
+  speed = nc_job_speed (s->job);
   NC_LOCKED (&s->pace_lock);
-  return nc_pace_unit (&s->pace, look_at_guest_locked (s, now ()));
+  most = nc_pace_unit (&s->pace, look_at_guest_locked (s, now ()));
+  /* A rate is held in slices, so a piece should fit in one. */
+  return speed ? nc_min64 (most, speed / 10) : most;
 }
 
 static bool
@@ -644,12 +649,12 @@ static const struct nc_job_type stream_type = {
 static void
 prepare_job (struct nc_stream *s)
 {
-  const struct nc_prefetch_policy none = { 0 };
+  const struct nc_prefetch_policy policy = { .unit = NC_RING_PIECE };
 
   s->opaque = s;
   s->is_job = true;
   pthread_mutex_init (&s->pace_lock, NULL);
-  nc_pace_init (&s->pace, &none, now (), now ());
+  nc_pace_init (&s->pace, &policy, now (), now ());
 }
 
 /* What the job is made of again after a restart. */
