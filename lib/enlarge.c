@@ -19,6 +19,7 @@
 
 #include "report.h"
 #include "scope.h"
+#include "standback.h"
 
 extern char **environ;
 
@@ -78,6 +79,7 @@ nc_enlarge (const char *command, const char *path, uint64_t needed,
             wanted);
   if (asprintf (&storage, "NBDCHAIN_STORAGE=%s", path) == -1)
     storage = NULL;
+  nc_stand_back (false);        /* the command would inherit it */
   env = storage ? environment_with ((char *[]) { storage, needed_var,
                                                  wanted_var }, 3) : NULL;
   err = env ? spawn (command, env, &pid) : ENOMEM;

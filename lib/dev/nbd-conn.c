@@ -397,8 +397,7 @@ issue (struct conn *conn, struct request *req)
     return;
   }
 
-  if (req->stands_back)
-    nc_stand_back (true);              /* receiving it, too */
+  nc_stand_back (req->stands_back);    /* receiving it, too */
   if (conn->n_flight == 0)
     conn_made_progress (conn);
   conn->asked = true;
@@ -579,6 +578,7 @@ conn_thread (void *opaque)
 
   while (!conn_must_stop (conn)) {
     conn->reason[0] = '\0';
+    nc_stand_back (false);             /* for a command, which inherits it */
     if (connect_conn (conn) == -1) {
       {
         NC_LOCKED (&nbd->lock);

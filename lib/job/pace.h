@@ -33,7 +33,7 @@
 #define NC_PACE_ALPHA 80                /* percent */
 #define NC_PACE_UNIT (UINT32_C (512) << 10)
 /* At a time while the guest is at work. */
-#define NC_PACE_SMALL_UNIT (UINT32_C (128) << 10)
+#define NC_PACE_SMALL_UNIT (UINT32_C (64) << 10)
 
 enum nc_pace_op { NC_PACE_READ, NC_PACE_WRITE };
 
