@@ -250,9 +250,15 @@ extern int nc_export_trim (struct nc_export *export, uint64_t offset,
 extern int nc_export_flush (struct nc_export *export)
   __attribute__ ((__nonnull__ (1)));
 
-/* Begin to make durable what was written, and do not wait: a flush that comes
- * later has less to wait for, and reports what fails. */
+/* Begin to make durable what was written: a flush that comes later has less to
+ * wait for, and reports what fails. */
 extern void nc_export_write_out (struct nc_export *export)
+  __attribute__ ((__nonnull__ (1)));
+
+/* As far as the range, which was stored, is in storage, it need not stay in the
+ * memory of the host. */
+extern void nc_export_evict (struct nc_export *export, uint64_t offset,
+                             uint64_t count)
   __attribute__ ((__nonnull__ (1)));
 
 /* Populating: what a range reads as is brought into the active layer, where

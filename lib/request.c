@@ -743,6 +743,17 @@ nc_export_write_out (struct nc_export *export)
   leave (export, view, NC_VIEW_WRITE);
 }
 
+void
+nc_export_evict (struct nc_export *export, uint64_t offset, uint64_t count)
+{
+  struct nc_view *view = enter (export, NC_VIEW_READ);
+
+  if (view == NULL)
+    return;
+  view->layers[0]->format->evict (view->layers[0], offset, count);
+  leave (export, view, NC_VIEW_READ);
+}
+
 /* Populating. */
 
 static bool

@@ -53,10 +53,14 @@ struct nc_dev_ops {
   /* Everything written by calls that have returned is durable. */
   int (*sync) (struct nc_dev *dev);
 
-  /* Begin to make durable what was written, and do not wait, so that a sync
-   * later on has less to wait for.  If it is seen to fail, so does every later
-   * sync.  NULL: nothing to begin. */
+  /* Begin to make durable what was written by anybody, and wait for no more
+   * than that it is under way, so that a sync later on has less to wait for.
+   * If it fails, so does every later sync.  NULL: nothing to begin. */
   void (*write_out) (struct nc_dev *dev);
+
+  /* Keep in memory no more what is there and in storage, too; the rest stays.
+   * NULL: it is not in our memory. */
+  void (*evict) (struct nc_dev *dev, uint64_t offset, uint64_t count);
 
   /* How many bytes it has now; may differ from dev->size. */
   int (*measure) (struct nc_dev *dev, uint64_t *size);

@@ -240,26 +240,43 @@ file_sync (struct nc_dev *dev)
   return -1;
 }
 
-/* Whether errno says that there is no sync_file_range for such a file. */
+/* Whether such files can be written out at all: with no flags nothing is done.
+ */
 static bool
-cannot_write_out (void)
+can_write_out (const struct file *f)
 {
-  return errno == ENOSYS || errno == EINVAL || errno == ESPIPE ||
-    errno == EOPNOTSUPP;
+  return sync_file_range (f->fd, 0, 0, 0) == 0;
 }
 
+/* Alone, as a sync: the kernel need not tell an fdatasync of what it tells us
+ * here.  Not waiting for what is under way does not use up what an fdatasync
+ * is to be told. */
 static void
 file_write_out (struct nc_dev *dev)
 {
   struct file *f = file_of (dev);
+  bool failure;
 
-  if (sync_file_range (f->fd, 0, 0, SYNC_FILE_RANGE_WRITE) == 0 ||
-      cannot_write_out ())
-    return;
-  /* The kernel need not tell the next fdatasync of it, too. */
-  nc_error ("%s: writing out: %m", dev->name);
   NC_LOCKED (&f->sync_lock);
-  f->sync_failed = true;
+  begin_sync_locked (f);
+  pthread_mutex_unlock (&f->sync_lock);
+  failure = sync_file_range (f->fd, 0, 0, SYNC_FILE_RANGE_WRITE) == -1;
+  if (failure) {
+    const int err = errno;
+
+    failure = can_write_out (f);
+    errno = err;
+    if (failure)
+      nc_error ("%s: writing out: %m", dev->name);
+  }
+  pthread_mutex_lock (&f->sync_lock);
+  end_sync_locked (f, failure);
+}
+
+static void
+file_evict (struct nc_dev *dev, uint64_t offset, uint64_t count)
+{
+  posix_fadvise (file_of (dev)->fd, offset, count, POSIX_FADV_DONTNEED);
 }
 
 /* RWF_DSYNC.  Returns 1 where there is none. */
@@ -420,6 +437,7 @@ static const struct nc_dev_ops file_ops = {
   .pwrite_durable = file_pwrite_durable,
   .sync = file_sync,
   .write_out = file_write_out,
+  .evict = file_evict,
   .measure = file_measure,
   .truncate = file_truncate,
   .zero = file_zero,

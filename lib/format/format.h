@@ -70,6 +70,9 @@ struct nc_format {
   int (*zero) (struct nc_layer *layer, uint64_t offset, uint64_t count,
                unsigned flags);         /* NC_ZERO_* of dev.h */
 
+  /* As nc_dev_ops.evict, for a range that is allocated; never NULL. */
+  void (*evict) (struct nc_layer *layer, uint64_t offset, uint64_t count);
+
   /* The blocks of the range, which begins and ends at a block (or the size),
    * hold their data now.  The caller holds a claim. */
   int (*set_allocated) (struct nc_layer *layer, uint64_t offset,

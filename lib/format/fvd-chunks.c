@@ -471,6 +471,21 @@ fvd_chunks_pwritev (struct fvd *f, struct iovec *iov, int niov,
   return 0;
 }
 
+void
+fvd_chunks_evict (struct fvd *f, uint64_t offset, uint64_t count)
+{
+  struct piece piece;
+
+  if (f->dev->ops->evict == NULL)
+    return;
+  for (; count > 0; offset += piece.count, count -= piece.count) {
+    if (find_piece (f, offset, count, &piece) == -1)
+      return;
+    if (piece.placed)
+      f->dev->ops->evict (f->dev, piece.place, piece.count);
+  }
+}
+
 int
 fvd_chunks_zero (struct fvd *f, uint64_t offset, uint64_t count,
                  unsigned flags)

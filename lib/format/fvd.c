@@ -426,6 +426,17 @@ fvd_pwritev (struct nc_layer *layer, struct iovec *iov, int niov,
                                 f->h.data_offset + offset);
 }
 
+static void
+fvd_evict (struct nc_layer *layer, uint64_t offset, uint64_t count)
+{
+  struct fvd *f = fvd_of (layer);
+
+  if (fvd_is_compact (&f->h))
+    fvd_chunks_evict (f, offset, count);
+  else if (f->data->ops->evict)
+    f->data->ops->evict (f->data, f->h.data_offset + offset, count);
+}
+
 static int
 fvd_zero (struct nc_layer *layer, uint64_t offset, uint64_t count,
           unsigned flags)
@@ -559,6 +570,7 @@ const struct nc_format nc_format_fvd = {
   .extents = fvd_extents,
   .begin = fvd_begin,
   .pwritev = fvd_pwritev,
+  .evict = fvd_evict,
   .zero = fvd_zero,
   .set_allocated = fvd_set_allocated,
   .flush = fvd_flush_layer,

@@ -412,6 +412,8 @@ extern int fvd_chunks_pread (struct fvd *f, void *buf, size_t count,
                              uint64_t offset);
 extern int fvd_chunks_pwritev (struct fvd *f, struct iovec *iov, int niov,
                                uint64_t offset);
+extern void fvd_chunks_evict (struct fvd *f, uint64_t offset,
+                              uint64_t count);
 extern int fvd_chunks_zero (struct fvd *f, uint64_t offset, uint64_t count,
                             unsigned flags);
 extern int fvd_chunks_extents (struct fvd *f, struct nc_extents *extents,

@@ -74,6 +74,13 @@ raw_pwritev (struct nc_layer *layer, struct iovec *iov, int niov,
   return layer->dev->ops->pwritev (layer->dev, iov, niov, offset);
 }
 
+static void
+raw_evict (struct nc_layer *layer, uint64_t offset, uint64_t count)
+{
+  if (layer->dev->ops->evict)
+    layer->dev->ops->evict (layer->dev, offset, count);
+}
+
 static int
 raw_zero (struct nc_layer *layer, uint64_t offset, uint64_t count,
           unsigned flags)
@@ -118,6 +125,7 @@ const struct nc_format nc_format_raw = {
   .pread = raw_pread,
   .extents = raw_extents,
   .pwritev = raw_pwritev,
+  .evict = raw_evict,
   .zero = raw_zero,
   .set_allocated = raw_set_allocated,
   .flush = raw_flush,

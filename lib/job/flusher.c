@@ -3,9 +3,14 @@
 
 /* One thread: it waits until something was stored, then until a second has
  * passed since or enough has come together, flushes, and starts over.  Each
- * step on the way there is written out.  That something fails is reported
- * below, and the image fails every later flush, also that with which a job
- * ends. */
+ * step on the way there is written out, and what has passed some steps ago,
+ * which should be in storage by then, leaves the memory.  Where storage is slow
+ * there is a flush at each step, so that it is.  That something fails is
+ * reported below, and the image fails every later flush, also that with which a
+ * job ends.
+ *
+ * It does not stand back: a guest that flushes shares the flush, and would wait
+ * for it. */
 
 #include <config.h>
 
@@ -15,13 +20,22 @@
 #include <pthread.h>
 #include <stdbool.h>
 #include <stdlib.h>
+#include <string.h>
 #include <time.h>
 
 #include "chain.h"
+#include "clock.h"
 #include "report.h"
 #include "scope.h"
 
-#define PERIOD 1                /* seconds */
+#define PERIOD NC_SECOND
+#define RANGES 256              /* known at a time; others stay in memory */
+#define RANGE_MAX (UINT64_C (4) << 20)  /* bytes */
+#define PASSING (UINT64_C (24) << 20)   /* on its way to storage */
+
+struct range {
+  uint64_t offset, end;         /* bytes of the disk */
+};
 
 struct nc_flusher {
   struct nc_export *disk;
@@ -30,6 +44,9 @@ struct nc_flusher {
   pthread_cond_t changed;
   uint64_t stored;              /* bytes since the last flush began */
   uint64_t written_out;         /* of them, or as good as */
+  struct range passed[RANGES];  /* to leave the memory, in order */
+  unsigned n_passed;
+  uint64_t passed_bytes;
   bool is_ending;
 };
 
@@ -39,12 +56,49 @@ has_step_locked (const struct nc_flusher *f)
   return f->stored - f->written_out >= NC_FLUSHER_STEP;
 }
 
-static void
-write_out_locked (struct nc_flusher *f)
+/* Take the oldest ranges to GONE, until at most BYTES stay.  Returns how many.
+ */
+static unsigned
+take_passed_locked (struct nc_flusher *f, struct range gone[RANGES],
+                    uint64_t bytes)
 {
+  unsigned n = 0;
+
+  while (n < f->n_passed && (f->passed_bytes > bytes ||
+                             f->n_passed - n > RANGES / 2)) {
+    gone[n] = f->passed[n];
+    f->passed_bytes -= gone[n].end - gone[n].offset;
+    n++;
+  }
+  f->n_passed -= n;
+  memmove (f->passed, f->passed + n, f->n_passed * sizeof *f->passed);
+  return n;
+}
+
+static void
+evict (struct nc_flusher *f, const struct range gone[RANGES], unsigned n)
+{
+  for (unsigned i = 0; i < n; ++i)
+    nc_export_evict (f->disk, gone[i].offset, gone[i].end - gone[i].offset);
+}
+
+static void
+step_locked (struct nc_flusher *f, bool flush)
+{
+  struct range gone[RANGES];
+  const unsigned n = take_passed_locked (f, gone, PASSING);
+  int r = 0;
+
   f->written_out = f->stored;
+  if (flush)
+    f->stored = f->written_out = 0;
   pthread_mutex_unlock (&f->lock);
-  nc_export_write_out (f->disk);
+  if (flush)
+    r = nc_export_flush (f->disk);
+  else
+    nc_export_write_out (f->disk);
+  if (r == 0)                   /* else memory may have what storage has not */
+    evict (f, gone, n);
   pthread_mutex_lock (&f->lock);
 }
 
@@ -52,17 +106,19 @@ write_out_locked (struct nc_flusher *f)
 static bool
 wait_for_work_locked (struct nc_flusher *f)
 {
-  struct timespec end;
+  struct timespec ts;
+  uint64_t end;
 
   while (f->stored == 0 && !f->is_ending)
     pthread_cond_wait (&f->changed, &f->lock);
-  clock_gettime (CLOCK_MONOTONIC, &end);
-  end.tv_sec += PERIOD;
-  while (f->stored < NC_FLUSHER_BYTES && !f->is_ending) {
+  end = nc_now () + PERIOD;
+  ts = (struct timespec) { .tv_sec = end / NC_SECOND,
+                           .tv_nsec = end % NC_SECOND };
+  while (f->stored < NC_FLUSHER_BYTES && !f->is_ending && nc_now () < end) {
     if (has_step_locked (f))
-      write_out_locked (f);
-    else if (pthread_cond_timedwait (&f->changed, &f->lock, &end) != 0)
-      break;
+      step_locked (f, false);
+    else
+      pthread_cond_timedwait (&f->changed, &f->lock, &ts);
   }
   return !f->is_ending;
 }
@@ -73,12 +129,8 @@ thread (void *opaque)
   struct nc_flusher *f = opaque;
 
   NC_LOCKED (&f->lock);
-  while (wait_for_work_locked (f)) {
-    f->stored = f->written_out = 0;
-    pthread_mutex_unlock (&f->lock);
-    nc_export_flush (f->disk);
-    pthread_mutex_lock (&f->lock);
-  }
+  while (wait_for_work_locked (f))
+    step_locked (f, true);
   return NULL;
 }
 
@@ -110,10 +162,9 @@ nc_flusher_new (struct nc_export *disk)
   return NULL;
 }
 
-void
-nc_flusher_note (struct nc_flusher *f, uint64_t count)
+static void
+note_locked (struct nc_flusher *f, uint64_t count)
 {
-  NC_LOCKED (&f->lock);
   const bool is_first = f->stored == 0;
 
   f->stored += count;
@@ -123,8 +174,44 @@ nc_flusher_note (struct nc_flusher *f, uint64_t count)
 }
 
 void
+nc_flusher_note (struct nc_flusher *f, uint64_t count)
+{
+  NC_LOCKED (&f->lock);
+  note_locked (f, count);
+}
+
+/* Pieces come nearly in order, so that they make few ranges. */
+static void
+pass_locked (struct nc_flusher *f, uint64_t offset, uint64_t count)
+{
+  for (unsigned i = 0; i < f->n_passed; ++i) {
+    struct range *range = &f->passed[i];
+
+    if (range->end == offset && offset - range->offset < RANGE_MAX) {
+      range->end += count;
+      f->passed_bytes += count;
+      return;
+    }
+  }
+  if (f->n_passed == RANGES)
+    return;
+  f->passed[f->n_passed++] = (struct range) { offset, offset + count };
+  f->passed_bytes += count;
+}
+
+void
+nc_flusher_pass (struct nc_flusher *f, uint64_t offset, uint64_t count)
+{
+  NC_LOCKED (&f->lock);
+  pass_locked (f, offset, count);
+  note_locked (f, count);
+}
+
+void
 nc_flusher_free (struct nc_flusher *f)
 {
+  struct range gone[RANGES];
+
   if (f == NULL)
     return;
   {
@@ -133,6 +220,7 @@ nc_flusher_free (struct nc_flusher *f)
     pthread_cond_signal (&f->changed);
   }
   pthread_join (f->thread, NULL);
+  evict (f, gone, take_passed_locked (f, gone, 0));
   pthread_cond_destroy (&f->changed);
   pthread_mutex_destroy (&f->lock);
   free (f);

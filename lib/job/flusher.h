@@ -4,9 +4,9 @@
 /* Makes durable, every now and then, what a job stores, so that a job that is
  * killed has little to do again: what it stored in the last second, or the last
  * NC_FLUSHER_BYTES, whichever is less, and while a flush took.  A thread of its
- * own does that, so that neither job nor operator waits for it.  So that a flush,
- * also the last one of a job, does not take long, it has what is stored written
- * out all the time. */
+ * own does that, so that neither job nor operator waits for it.  It has what is
+ * stored written out all the time, so that no flush takes long, also not the
+ * last one of a job. */
 #ifndef NC_FLUSHER_H
 #define NC_FLUSHER_H
 
@@ -26,7 +26,14 @@ extern struct nc_flusher *nc_flusher_new (struct nc_export *disk)
 extern void nc_flusher_note (struct nc_flusher *flusher, uint64_t count)
   __attribute__ ((__nonnull__ (1)));
 
-/* Waits for a flush that is under way.  NULL is allowed. */
+/* COUNT bytes at OFFSET of the disk were stored, of which the same is true, and
+ * which nobody reads soon: once they are in storage they leave the memory. */
+extern void nc_flusher_pass (struct nc_flusher *flusher, uint64_t offset,
+                             uint64_t count)
+  __attribute__ ((__nonnull__ (1)));
+
+/* Waits for a flush that is under way, and for what has passed to leave the
+ * memory.  NULL is allowed. */
 extern void nc_flusher_free (struct nc_flusher *flusher);
 
 #endif /* NC_FLUSHER_H */

@@ -278,7 +278,9 @@ store_piece (void *opaque, const struct nc_piece *piece, const void *buf)
   began (s, NC_RING_STORE);
   r = nc_export_store (s->disk, buf, piece->count, piece->offset, &fetched);
   ended (s, NC_RING_STORE, r == 0 ? piece->count : 0);
-  if (r == 0)
+  if (r == 0 && s->hooks->passes && !(piece->kind & FIRST))
+    nc_flusher_pass (s->flusher, piece->offset, piece->count);
+  else if (r == 0)
     nc_flusher_note (s->flusher, piece->count);
   return r;
 }
@@ -419,7 +421,14 @@ nc_stream_interrupt (struct nc_stream *s)
 int
 nc_stream_finish (struct nc_stream *s)
 {
-  return nc_chain_set_backing (s->chain, s->base, s->ref);
+  const int r = nc_chain_set_backing (s->chain, s->base, s->ref);
+  const int err = errno;
+
+  /* What it evicts it needs the chain for, which may be stopped later. */
+  nc_flusher_free (s->flusher);
+  s->flusher = NULL;
+  errno = err;
+  return r;
 }
 
 void
@@ -588,6 +597,7 @@ job_progress (void *opaque, uint64_t done_bytes, uint64_t total,
 static const struct nc_stream_hooks job_hooks = {
   .unit = job_unit,
   .stands_back = job_stands_back,
+  .passes = true,
   .throttle = job_throttle,
   .failed = job_failed,
   .progress = job_progress,

@@ -50,6 +50,10 @@ struct nc_stream_hooks {
    * From any thread. */
   bool (*stands_back) (void *opaque);
 
+  /* What is copied, but for what is wanted first, does not stay in the memory
+   * of the host: nobody is expected to read it soon. */
+  bool passes;
+
   /* A read or store begins; it has ended, with COUNT bytes, 0 if it failed.
    * From any thread. */
   void (*began) (void *opaque, enum nc_ring_step step);
@@ -96,8 +100,9 @@ extern int nc_stream_run (struct nc_stream *stream)
 extern void nc_stream_interrupt (struct nc_stream *stream)
   __attribute__ ((__nonnull__ (1)));
 
-/* All was copied: make it durable, record the new backing, and go on without
- * the layers that are not needed; see nc_chain_set_backing. */
+/* All was copied, and it is not run any more: make it durable, record the new
+ * backing, and go on without the layers that are not needed; see
+ * nc_chain_set_backing. */
 extern int nc_stream_finish (struct nc_stream *stream)
   __attribute__ ((__nonnull__ (1)));
 
