@@ -4,10 +4,9 @@
 /* One thread: it waits until something was stored, then until a second has
  * passed since or enough has come together, flushes, and starts over.  Each
  * step on the way there is written out, and what has passed some steps ago,
- * which should be in storage by then, leaves the memory.  Where storage is slow
- * there is a flush at each step, so that it is.  That something fails is
- * reported below, and the image fails every later flush, also that with which a
- * job ends.
+ * which should be in storage by then, leaves the memory; what was not leaves it
+ * behind the flush.  That something fails is reported below, and the image fails
+ * every later flush, also that with which a job ends.
  *
  * It does not stand back: a guest that flushes shares the flush, and would wait
  * for it. */
@@ -24,6 +23,7 @@
 #include <time.h>
 
 #include "chain.h"
+#include "checked.h"
 #include "clock.h"
 #include "report.h"
 #include "scope.h"
@@ -44,9 +44,10 @@ struct nc_flusher {
   pthread_cond_t changed;
   uint64_t stored;              /* bytes since the last flush began */
   uint64_t written_out;         /* of them, or as good as */
-  struct range passed[RANGES];  /* to leave the memory, in order */
+  struct range passed[RANGES];  /* since the last flush began, in order */
   unsigned n_passed;
-  uint64_t passed_bytes;
+  unsigned n_tried;             /* of them: they should have left the memory */
+  uint64_t untried;             /* bytes of the others */
   bool is_ending;
 };
 
@@ -56,22 +57,29 @@ has_step_locked (const struct nc_flusher *f)
   return f->stored - f->written_out >= NC_FLUSHER_STEP;
 }
 
-/* Take the oldest ranges to GONE, until at most BYTES stay.  Returns how many.
- */
+/* The ranges that should be in storage now go to GONE.  Returns how many. */
 static unsigned
-take_passed_locked (struct nc_flusher *f, struct range gone[RANGES],
-                    uint64_t bytes)
+take_old_locked (struct nc_flusher *f, struct range gone[RANGES])
 {
   unsigned n = 0;
 
-  while (n < f->n_passed && (f->passed_bytes > bytes ||
-                             f->n_passed - n > RANGES / 2)) {
-    gone[n] = f->passed[n];
-    f->passed_bytes -= gone[n].end - gone[n].offset;
+  while (f->n_tried < f->n_passed && f->untried > PASSING) {
+    gone[n] = f->passed[f->n_tried++];
+    f->untried -= gone[n].end - gone[n].offset;
     n++;
   }
-  f->n_passed -= n;
-  memmove (f->passed, f->passed + n, f->n_passed * sizeof *f->passed);
+  return n;
+}
+
+/* The same for all of them, when they are. */
+static unsigned
+take_all_locked (struct nc_flusher *f, struct range gone[RANGES])
+{
+  const unsigned n = f->n_passed;
+
+  memcpy (gone, f->passed, n * sizeof *gone);
+  f->n_passed = f->n_tried = 0;
+  f->untried = 0;
   return n;
 }
 
@@ -86,7 +94,8 @@ static void
 step_locked (struct nc_flusher *f, bool flush)
 {
   struct range gone[RANGES];
-  const unsigned n = take_passed_locked (f, gone, PASSING);
+  const unsigned n = flush ? take_all_locked (f, gone)
+    : take_old_locked (f, gone);
   int r = 0;
 
   f->written_out = f->stored;
@@ -97,7 +106,7 @@ step_locked (struct nc_flusher *f, bool flush)
     r = nc_export_flush (f->disk);
   else
     nc_export_write_out (f->disk);
-  if (r == 0)                   /* else memory may have what storage has not */
+  if (r == 0)                   /* else memory may have what storage lacks */
     evict (f, gone, n);
   pthread_mutex_lock (&f->lock);
 }
@@ -180,30 +189,57 @@ nc_flusher_note (struct nc_flusher *f, uint64_t count)
   note_locked (f, count);
 }
 
-/* Pieces come nearly in order, so that they make few ranges. */
-static void
-pass_locked (struct nc_flusher *f, uint64_t offset, uint64_t count)
+static bool
+fit_together (const struct range *a, const struct range *b)
 {
-  for (unsigned i = 0; i < f->n_passed; ++i) {
-    struct range *range = &f->passed[i];
+  return a->end == b->offset && b->end - a->offset <= RANGE_MAX;
+}
 
-    if (range->end == offset && offset - range->offset < RANGE_MAX) {
-      range->end += count;
-      f->passed_bytes += count;
-      return;
+static void
+remove_locked (struct nc_flusher *f, unsigned i)
+{
+  f->n_passed--;
+  memmove (f->passed + i, f->passed + i + 1,
+           (f->n_passed - i) * sizeof *f->passed);
+}
+
+/* Pieces come nearly in order.  So that they make few ranges, and few calls,
+ * one that closes a gap joins its neighbours. */
+static void
+pass_locked (struct nc_flusher *f, struct range range)
+{
+  const uint64_t count = range.end - range.offset;
+  unsigned at = RANGES;         /* where the oldest of them was */
+
+  for (unsigned i = f->n_tried; i < f->n_passed;) {
+    const struct range *other = &f->passed[i];
+
+    if (fit_together (other, &range))
+      range.offset = other->offset;
+    else if (fit_together (&range, other))
+      range.end = other->end;
+    else {
+      ++i;
+      continue;
     }
+    at = nc_min64 (at, i);
+    remove_locked (f, i);
   }
   if (f->n_passed == RANGES)
     return;
-  f->passed[f->n_passed++] = (struct range) { offset, offset + count };
-  f->passed_bytes += count;
+  at = nc_min64 (at, f->n_passed);
+  memmove (f->passed + at + 1, f->passed + at,
+           (f->n_passed - at) * sizeof *f->passed);
+  f->passed[at] = range;
+  f->n_passed++;
+  f->untried += count;
 }
 
 void
 nc_flusher_pass (struct nc_flusher *f, uint64_t offset, uint64_t count)
 {
   NC_LOCKED (&f->lock);
-  pass_locked (f, offset, count);
+  pass_locked (f, (struct range) { offset, offset + count });
   note_locked (f, count);
 }
 
@@ -220,7 +256,7 @@ nc_flusher_free (struct nc_flusher *f)
     pthread_cond_signal (&f->changed);
   }
   pthread_join (f->thread, NULL);
-  evict (f, gone, take_passed_locked (f, gone, 0));
+  evict (f, gone, take_all_locked (f, gone));
   pthread_cond_destroy (&f->changed);
   pthread_mutex_destroy (&f->lock);
   free (f);
