@@ -256,11 +256,15 @@ file_write_out (struct nc_dev *dev)
 {
   struct file *f = file_of (dev);
   bool failure;
+  int r;
 
   NC_LOCKED (&f->sync_lock);
   begin_sync_locked (f);
   pthread_mutex_unlock (&f->sync_lock);
-  failure = sync_file_range (f->fd, 0, 0, SYNC_FILE_RANGE_WRITE) == -1;
+  do
+    r = sync_file_range (f->fd, 0, 0, SYNC_FILE_RANGE_WRITE);
+  while (r == -1 && errno == EINTR);
+  failure = r == -1;
   if (failure) {
     const int err = errno;
 

@@ -49,6 +49,9 @@ struct nc_flusher {
   unsigned n_tried;             /* of them: they should have left the memory */
   uint64_t untried;             /* bytes of the others */
   bool is_ending;
+
+  bool has_failed;              /* a flush: memory may have what storage lacks,
+                                   and keeps it; the thread's */
 };
 
 static bool
@@ -106,9 +109,10 @@ step_locked (struct nc_flusher *f, bool flush)
     r = nc_export_flush (f->disk);
   else
     nc_export_write_out (f->disk);
-  if (r == 0)                   /* else memory may have what storage lacks */
+  if (r == 0 && !f->has_failed)
     evict (f, gone, n);
   pthread_mutex_lock (&f->lock);
+  f->has_failed |= r == -1;
 }
 
 /* Wait until it is time to flush.  Returns false at the end. */
@@ -243,21 +247,35 @@ nc_flusher_pass (struct nc_flusher *f, uint64_t offset, uint64_t count)
   note_locked (f, count);
 }
 
-void
-nc_flusher_free (struct nc_flusher *f)
+/* Release it; when all that has passed is durable, it leaves the memory. */
+static void
+release (struct nc_flusher *f, bool is_durable)
 {
   struct range gone[RANGES];
 
-  if (f == NULL)
-    return;
   {
     NC_LOCKED (&f->lock);
     f->is_ending = true;
     pthread_cond_signal (&f->changed);
   }
   pthread_join (f->thread, NULL);
-  evict (f, gone, take_all_locked (f, gone));
+  if (is_durable && !f->has_failed)
+    evict (f, gone, take_all_locked (f, gone));
   pthread_cond_destroy (&f->changed);
   pthread_mutex_destroy (&f->lock);
   free (f);
+}
+
+void
+nc_flusher_finish (struct nc_flusher *f)
+{
+  if (f)
+    release (f, true);
+}
+
+void
+nc_flusher_free (struct nc_flusher *f)
+{
+  if (f)
+    release (f, false);
 }

@@ -32,8 +32,10 @@ extern void nc_flusher_pass (struct nc_flusher *flusher, uint64_t offset,
                              uint64_t count)
   __attribute__ ((__nonnull__ (1)));
 
-/* Waits for a flush that is under way, and for what has passed to leave the
- * memory.  NULL is allowed. */
+/* Release it when all that was stored is durable, so that all that has passed
+ * leaves the memory; else with nc_flusher_free.  Both wait for a flush that is
+ * under way.  NULL is allowed. */
+extern void nc_flusher_finish (struct nc_flusher *flusher);
 extern void nc_flusher_free (struct nc_flusher *flusher);
 
 #endif /* NC_FLUSHER_H */

@@ -421,14 +421,12 @@ nc_stream_interrupt (struct nc_stream *s)
 int
 nc_stream_finish (struct nc_stream *s)
 {
-  const int r = nc_chain_set_backing (s->chain, s->base, s->ref);
-  const int err = errno;
-
-  /* What it evicts it needs the chain for, which may be stopped later. */
-  nc_flusher_free (s->flusher);
+  if (nc_chain_set_backing (s->chain, s->base, s->ref) == -1)
+    return -1;
+  /* Before the chain may be stopped. */
+  nc_flusher_finish (s->flusher);
   s->flusher = NULL;
-  errno = err;
-  return r;
+  return 0;
 }
 
 void

@@ -17,13 +17,15 @@
 
 #include "chain.h"
 #include "image.h"
+#include "job/flusher.h"
 #include "tap.h"
 
 /* The errno of the next call on a file of ours; 0: none.  Each fails once,
  * as the system tells of lost writes once. */
 static struct {
   int read, write, durable, write_out, sync, zero;
-  unsigned syncs, waits;
+  _Atomic (unsigned) syncs;
+  unsigned waits;
   bool cannot_write_out;
 } fail;
 
@@ -125,6 +127,7 @@ fallocate (int fd, int mode, off_t offset, off_t count)
 
 static struct {
   off_t offset, count;
+  unsigned times;
 } evicted;
 
 int
@@ -135,6 +138,7 @@ posix_fadvise (int fd, off_t offset, off_t count, int advice)
   if (advice == POSIX_FADV_DONTNEED) {
     evicted.offset = offset;
     evicted.count = count;
+    evicted.times++;
   }
   *(void **) &real = dlsym (RTLD_NEXT, "posix_fadvise64");
   return real (fd, offset, count, advice);
@@ -375,6 +379,41 @@ test_chain (const char *format)
   unlink (path);
 }
 
+/* Where a flush has failed, memory may be the only place that has the data. */
+static void
+test_flusher (void)
+{
+  struct nc_chain *chain;
+  struct nc_flusher *flusher;
+  struct nc_export *e;
+
+  make_file ();
+  chain = open_chain ("raw");
+  e = chain ? nc_export_open (chain, "", 0) : NULL;
+  flusher = e ? nc_flusher_new (e) : NULL;
+  must (flusher != NULL, "flusher");
+  evicted.times = 0;
+  nc_flusher_pass (flusher, 0, SIZE);
+  nc_flusher_finish (flusher);
+  ok (evicted.times == 1 && evicted.count == SIZE,
+      "what has passed and is durable leaves the memory");
+
+  flusher = nc_flusher_new (e);
+  must (flusher != NULL, "flusher");
+  evicted.times = 0;
+  fail.syncs = 0;
+  fail.sync = EIO;
+  nc_flusher_pass (flusher, 0, NC_FLUSHER_BYTES);
+  while (fail.syncs == 0)
+    usleep (1000);
+  nc_flusher_finish (flusher);
+  ok (evicted.times == 0, "after a failed flush nothing does");
+  nc_export_close (e);
+  nc_chain_stop (chain);
+  nc_chain_close (chain);
+  unlink (path);
+}
+
 int
 main (void)
 {
@@ -383,6 +422,7 @@ main (void)
   test_not_connected ();
   test_failed_sync ();
   test_two_syncs ();
+  test_flusher ();
   test_chain ("raw");
   test_chain ("fvd");
   return tap_done ();
