@@ -32,16 +32,16 @@ nice_value (void)
   return getpriority (PRIO_PROCESS, gettid ());
 }
 
-/* A processor of ALL on which this thread is not, if there is another. */
+/* A processor of ALL to which this thread is not kept. */
 static cpu_set_t
 another_of (const cpu_set_t *all)
 {
   const cpu_set_t here = processors ();
+  const bool is_kept = CPU_COUNT (&here) < CPU_COUNT (all);
   cpu_set_t set;
   int cpu = 0;
 
-  while (!CPU_ISSET (cpu, all) ||
-         (CPU_ISSET (cpu, &here) && CPU_COUNT (all) > 1))
+  while (!CPU_ISSET (cpu, all) || (is_kept && CPU_ISSET (cpu, &here)))
     ++cpu;
   CPU_ZERO (&set);
   CPU_SET (cpu, &set);
