@@ -1,22 +1,32 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /* Copyright (C) 2026 The nbdchain authors */
 
-/* The thread of a connection to an NBD server, and the requests it serves.
+/* A connection while it is up, and the requests it serves.
  *
- *   requester                          thread of a connection
- *   ---------                          ----------------------
+ * Who waits for an answer receives it, so that a request that is alone wakes
+ * nobody.  Of the requests in flight on a connection one has the receiver: its
+ * thread polls the socket, receives for all and wakes those whose requests
+ * have ended; when its own has, the next one is appointed.
+ *
+ *   requester                            the others meanwhile
+ *   ---------                            --------------------
  *   struct request on its own stack
- *   append to conn->queue  --kick-->   issue with nbd_aio_*  ->  flight
- *   sem_wait                           poll, notify
- *     ...                              completion callback   ->  done
- *   returns                <--post--   retire the command, set the error
+ *   append to conn->queue
+ *   conn->lock, unless it is taken       who has it looks at the queue when
+ *     issue with nbd_aio_*  ->  flight   it has let go of it
+ *     appoint the receiver
+ *   sem_wait                             the receiver completes this request,
+ *     appointed: receive until it ends   or appoints it
+ *   returns                              the keeper
  *
- * A libnbd handle belongs to the thread of its connection; nobody else
- * touches it.  A request is completed only after its command has retired or
+ * The keeper, a thread a connection, connects, watches the socket where nobody
+ * receives, and clears up when the connection is lost.  Nobody but the holder
+ * of conn->lock, or the keeper of a connection that is not open, touches the
+ * libnbd handle.  A request is completed only after its command has retired or
  * the handle is closed, so that nothing writes into its buffer any more.
  *
  * Lost connections: the requests of one that is lost move to another that
- * is up, or fail with ENOTCONN; the thread reconnects with back-off until
+ * is up, or fail with ENOTCONN; the keeper reconnects with back-off until
  * it is told to stop.  A server that does not answer is lost too: when for
  * nbd->limit no request in flight has ended and next to nothing came.  A
  * connection is used again only if the export has the size and
@@ -89,17 +99,24 @@ static void
 complete (struct request *req, int error)
 {
   req->error = error;
+  req->ended = true;
   sem_post (&req->wake);
+}
+
+static void
+kick (int eventfd)
+{
+  const uint64_t one = 1;
+
+  /* It can fail only when it is full, that is, kicked already. */
+  if (write (eventfd, &one, sizeof one) == -1)
+    return;
 }
 
 void
 conn_kick (struct conn *conn)
 {
-  const uint64_t one = 1;
-
-  /* It can fail only when it is full, that is, kicked already. */
-  if (write (conn->kick, &one, sizeof one) == -1)
-    return;
+  kick (conn->kick);
 }
 
 /* Whether the export is the one that was opened; report it if not. */
@@ -147,6 +164,7 @@ connect_conn (struct conn *conn)
   export.identity = NULL;
   conn->export = export;
   conn->asked = conn->useful = conn->ending = conn->stalled = false;
+  conn->hung_up = false;
   return 0;
 }
 
@@ -164,6 +182,10 @@ mark_up (struct conn *conn)
   struct nbd *nbd = conn->nbd;
   uint64_t since = 0;
 
+  {
+    NC_LOCKED (&conn->lock);
+    conn->open = true;
+  }
   {
     NC_LOCKED (&nbd->lock);
     conn->up = true;
@@ -221,16 +243,14 @@ choose_conn_locked (struct nbd *nbd, const struct request *req)
   return best;
 }
 
-/* Returns true if CONN must be kicked. */
-static bool
+/* To be followed by submit. */
+static void
 enqueue_locked (struct conn *conn, struct request *req)
 {
-  bool asleep = conn->asleep;
-
+  req->conn = conn;
   list_append (&conn->queue, req);
   conn->load++;
-  conn->asleep = false;
-  return asleep;
+  conn->fresh = true;
 }
 
 /* CONN takes no more requests. */
@@ -265,41 +285,6 @@ mark_down (struct conn *conn)
   else if (!stopping)
     nc_debug ("%s: one connection lost: %s; retrying", nbd->dev.name,
               conn->reason);
-}
-
-/* Give away the requests that CONN leaves behind: to another connection,
- * unless they have waited long or have been moved a lot. */
-static void
-hand_over (struct conn *conn, uint64_t limit)
-{
-  struct nbd *nbd = conn->nbd;
-  struct list failed = { NULL, NULL };
-  struct request *req;
-  uint64_t t = nc_now ();
-  int error;
-
-  {
-    NC_LOCKED (&nbd->lock);
-    error = nbd->stopping ? ESHUTDOWN : ENOTCONN;
-    while ((req = list_take (&conn->lost)) != NULL ||
-           (req = list_take (&conn->flight)) != NULL ||
-           (req = list_take (&conn->queue)) != NULL) {
-      struct conn *other = nbd->stopping ? NULL
-        : choose_conn_locked (nbd, req);
-
-      if (!other || req->answered || req->moves >= MAX_CONNS ||
-          (conn->stalled && t - req->since >= limit))
-        list_append (&failed, req);
-      else {
-        req->moves++;
-        if (enqueue_locked (other, req))
-          conn_kick (other);
-      }
-    }
-    conn->load = conn->n_flight = conn->n_retired = 0;
-  }
-  while ((req = list_take (&failed)) != NULL)
-    complete (req, req->answered ? 0 : error);
 }
 
 /* Requests. */
@@ -397,11 +382,9 @@ issue (struct conn *conn, struct request *req)
     return;
   }
 
-  nc_stand_back (req->stands_back);    /* receiving it, too */
   if (conn->n_flight == 0)
     conn_made_progress (conn);
   conn->asked = true;
-  req->conn = conn;
   req->error = 0;
   req->came = 0;
   list_append (&conn->flight, req);
@@ -478,64 +461,218 @@ retire (struct conn *conn)
       continue;
     }
     conn->n_retired++;
+    if (conn->receiver == req)
+      conn->receiver = NULL;
     complete (req, error ? error : req->error);
   }
 }
 
-/* Serve requests until the connection is lost or the device stops. */
+/* CONN is of no use any more, for the reason that was kept. */
 static void
-serve (struct conn *conn, uint64_t *limit)
+lose (struct conn *conn)
+{
+  conn->open = false;
+  kick (conn->call);
+  kick (conn->kick);
+}
+
+/* Whether CONN is of use still, after something came or should have come. */
+static void
+examine (struct conn *conn)
+{
+  if (conn_is_finished (conn)) {
+    if (conn->reason[0] == '\0')
+      snprintf (conn->reason, sizeof conn->reason,
+                "the server closed the connection");
+  }
+  else if (conn->ending)
+    snprintf (conn->reason, sizeof conn->reason,
+              "the server is shutting down");
+  else if (conn->n_flight > 0 && nc_now () >= conn->progress + conn->limit) {
+    conn->stalled = true;
+    snprintf (conn->reason, sizeof conn->reason,
+              "no answer for %u s", (unsigned) (conn->limit / SEC));
+  }
+  else
+    return;
+  lose (conn);
+}
+
+/* Have the thread of a request in flight receive: of the first one, but of one
+ * that stands back only if all do. */
+static void
+appoint (struct conn *conn)
+{
+  struct request *req = conn->flight.head;
+
+  while (req && req->stands_back)
+    req = req->next;
+  if (req == NULL)
+    req = conn->flight.head;
+  conn->receiver = req;
+  if (req)
+    sem_post (&req->wake);
+}
+
+/* Issue what is queued, and have somebody receive. */
+static void
+settle (struct conn *conn)
 {
   struct nbd *nbd = conn->nbd;
   struct list batch = { NULL, NULL };
   struct request *req;
 
-  for (;;) {
-    unsigned n = conn->n_flight;
-
-    {
-      NC_LOCKED (&nbd->lock);
-      conn->load -= conn->n_retired;
-      conn->n_retired = 0;
-      *limit = nbd->limit;
-      if (nbd->stopping)
-        return;
-      while (n < MAX_IN_FLIGHT && (req = list_take (&conn->queue)) != NULL) {
-        list_append (&batch, req);
-        n++;
-      }
-      conn->asleep = n < MAX_IN_FLIGHT && batch.head == NULL;
-    }
-
-    if (batch.head) {
-      while ((req = list_take (&batch)) != NULL)
-        issue (conn, req);
-    }
-    else if (conn_poll (conn, conn->n_flight == 0 ? 0
-                        : conn->progress + *limit) == -1) {
-      retire (conn);
+  {
+    NC_LOCKED (&nbd->lock);
+    conn->fresh = false;
+    if (!conn->open)                   /* the keeper gives it away */
       return;
-    }
-    retire (conn);
-
-    if (conn_is_finished (conn)) {
-      if (conn->reason[0] == '\0')
-        snprintf (conn->reason, sizeof conn->reason,
-                  "the server closed the connection");
-      return;
-    }
-    if (conn->ending) {
-      snprintf (conn->reason, sizeof conn->reason,
-                "the server is shutting down");
-      return;
-    }
-    if (conn->n_flight > 0 && nc_now () >= conn->progress + *limit) {
-      conn->stalled = true;
-      snprintf (conn->reason, sizeof conn->reason,
-                "no answer for %u s", (unsigned) (*limit / SEC));
-      return;
-    }
+    conn->load -= conn->n_retired;
+    conn->n_retired = 0;
+    conn->limit = nbd->limit;
+    for (unsigned n = conn->n_flight; n < MAX_IN_FLIGHT &&
+           (req = list_take (&conn->queue)) != NULL; n++)
+      list_append (&batch, req);
   }
+  if (batch.head) {
+    while ((req = list_take (&batch)) != NULL)
+      issue (conn, req);
+    examine (conn);
+    /* The receiver may wait for less than what is to be done now. */
+    if (conn->receiver &&
+        nbd_aio_get_direction (conn->h) & LIBNBD_AIO_DIRECTION_WRITE)
+      kick (conn->call);
+  }
+  if (conn->open && conn->receiver == NULL)
+    appoint (conn);
+}
+
+static bool
+has_fresh (struct conn *conn)
+{
+  NC_LOCKED (&conn->nbd->lock);
+  return conn->fresh;
+}
+
+/* Let go of CONN.  Who could not get it meanwhile has left something in the
+ * queue. */
+static void
+leave (struct conn *conn)
+{
+  do {
+    settle (conn);
+    pthread_mutex_unlock (&conn->lock);
+  } while (has_fresh (conn) && pthread_mutex_trylock (&conn->lock) == 0);
+}
+
+/* Something was queued; nbd->lock is not held. */
+static void
+submit (struct conn *conn)
+{
+  if (pthread_mutex_trylock (&conn->lock) == 0)
+    leave (conn);
+}
+
+/* Receive on CONN until REQ, which is appointed for that, has ended, or the
+ * connection is lost. */
+static void
+receive (struct conn *conn, const struct request *req)
+{
+  pthread_mutex_lock (&conn->lock);
+  while (conn->open && conn->receiver == req) {
+    struct pollfd fds[2];
+    uint64_t deadline = conn->progress + conn->limit;
+
+    conn_prepare (conn, conn->call, fds);
+    leave (conn);
+    conn_wait (fds, deadline);
+    pthread_mutex_lock (&conn->lock);
+    if (!conn->open)
+      break;
+    if (conn_take (conn, fds) == -1)
+      lose (conn);
+    retire (conn);
+    if (conn->open)
+      examine (conn);
+  }
+  if (conn->receiver == req)
+    conn->receiver = NULL;
+  if (conn->receiver == NULL && (!conn->open || conn->hung_up))
+    kick (conn->kick);
+  leave (conn);
+}
+
+/* Give away the requests that CONN leaves behind: to another connection,
+ * unless they have waited long or have been moved a lot. */
+static void
+hand_over (struct conn *conn)
+{
+  struct nbd *nbd = conn->nbd;
+  struct list failed = { NULL, NULL };
+  bool moved = false;
+  struct request *req;
+  uint64_t t = nc_now ();
+  int error;
+
+  {
+    NC_LOCKED (&nbd->lock);
+    error = nbd->stopping ? ESHUTDOWN : ENOTCONN;
+    while ((req = list_take (&conn->lost)) != NULL ||
+           (req = list_take (&conn->flight)) != NULL ||
+           (req = list_take (&conn->queue)) != NULL) {
+      struct conn *other = nbd->stopping ? NULL
+        : choose_conn_locked (nbd, req);
+
+      if (!other || req->answered || req->moves >= MAX_CONNS ||
+          (conn->stalled && t - req->since >= conn->limit))
+        list_append (&failed, req);
+      else {
+        req->moves++;
+        enqueue_locked (other, req);
+        moved = true;
+      }
+    }
+    conn->load = conn->n_flight = conn->n_retired = 0;
+  }
+  while ((req = list_take (&failed)) != NULL)
+    complete (req, req->answered ? 0 : error);
+  for (unsigned i = 0; moved && i < MAX_CONNS; i++)
+    submit (&nbd->conns[i]);
+}
+
+/* Keepers. */
+
+/* Wait until CONN is lost or the device stops, and nobody receives any
+ * more. */
+static void
+watch (struct conn *conn)
+{
+  pthread_mutex_lock (&conn->lock);
+  for (;;) {
+    struct pollfd fds[2] = {
+      { .fd = -1 }, { .fd = conn->kick, .events = POLLIN },
+    };
+
+    if (conn->open && conn_must_stop (conn))
+      lose (conn);
+    /* Where somebody receives, that thread will see it. */
+    if (conn->open && conn->hung_up && conn->receiver == NULL) {
+      snprintf (conn->reason, sizeof conn->reason,
+                "the server closed the connection");
+      lose (conn);
+    }
+    if (!conn->open && conn->receiver == NULL)
+      break;
+    if (conn->open && !conn->hung_up)
+      fds[0] = (struct pollfd) {
+        .fd = nbd_aio_get_fd (conn->h), .events = POLLRDHUP,
+      };
+    leave (conn);
+    conn_wait (fds, 0);
+    pthread_mutex_lock (&conn->lock);
+    conn->hung_up |= fds[0].revents != 0;
+  }
+  pthread_mutex_unlock (&conn->lock);  /* what is queued will be given away */
 }
 
 /* Sleep before the next attempt, shorter when the device stops. */
@@ -570,15 +707,13 @@ add_connections (struct conn *conn)
 }
 
 static void *
-conn_thread (void *opaque)
+keeper_thread (void *opaque)
 {
   struct conn *conn = opaque;
   struct nbd *nbd = conn->nbd;
-  uint64_t limit = nbd->first_limit;
 
   while (!conn_must_stop (conn)) {
     conn->reason[0] = '\0';
-    nc_stand_back (false);             /* for a command, which inherits it */
     if (connect_conn (conn) == -1) {
       {
         NC_LOCKED (&nbd->lock);
@@ -593,14 +728,14 @@ conn_thread (void *opaque)
       continue;
     }
 
+    conn->reason[0] = '\0';
     mark_up (conn);
     add_connections (conn);
-    conn->reason[0] = '\0';
-    serve (conn, &limit);
+    watch (conn);
     mark_down (conn);
     if (conn_must_stop (conn) && conn->n_flight == 0 &&
         !conn_is_finished (conn)) {
-      hand_over (conn, limit);
+      hand_over (conn);
       conn_disconnect (conn);
       break;
     }
@@ -608,7 +743,7 @@ conn_thread (void *opaque)
     retire (conn);
     if (conn->n_flight > 0)
       conn_close (conn);             /* now nothing is written any more */
-    hand_over (conn, limit);
+    hand_over (conn);
     conn_close (conn);
     if (!conn_must_stop (conn))
       back_off (conn);
@@ -620,24 +755,26 @@ int
 conn_run (struct nbd *nbd, struct request *req)
 {
   struct conn *conn;
-  bool asleep;
 
   req->since = nc_now ();
   req->stands_back = nc_stands_back ();
-  sem_init (&req->wake, 0, 0);
+  req->ended = false;
   {
     NC_LOCKED (&nbd->lock);
     conn = nbd->stopping ? NULL : choose_conn_locked (nbd, req);
-    if (conn == NULL) {
-      sem_destroy (&req->wake);
+    if (conn == NULL)
       return nbd->stopping ? ESHUTDOWN : ENOTCONN;
-    }
-    asleep = enqueue_locked (conn, req);
+    sem_init (&req->wake, 0, 0);
+    enqueue_locked (conn, req);
   }
-  if (asleep)
-    conn_kick (conn);
-  while (sem_wait (&req->wake) == -1)
-    ;                                  /* EINTR */
+  submit (conn);
+  for (;;) {
+    while (sem_wait (&req->wake) == -1)
+      ;                                /* EINTR */
+    if (req->ended)
+      break;
+    receive (req->conn, req);
+  }
   sem_destroy (&req->wake);
   return req->error;
 }
@@ -645,7 +782,7 @@ conn_run (struct nbd *nbd, struct request *req)
 int
 conn_start (struct conn *conn)
 {
-  int r = pthread_create (&conn->thread, NULL, conn_thread, conn);
+  int r = pthread_create (&conn->thread, NULL, keeper_thread, conn);
 
   if (r) {
     errno = r;

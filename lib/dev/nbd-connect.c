@@ -156,51 +156,60 @@ notify (struct conn *conn, int revents)
   return r;
 }
 
-int
-conn_poll (struct conn *conn, uint64_t deadline)
+void
+conn_prepare (struct conn *conn, int kick, struct pollfd fds[2])
 {
-  struct pollfd fds[2] = {
-    { .fd = nbd_aio_get_fd (conn->h) },
-    { .fd = conn->kick, .events = POLLIN },
-  };
-  unsigned direction = nbd_aio_get_direction (conn->h);
-  struct timespec ts, *timeout = NULL;
-  uint64_t t, n;
+  const unsigned direction = nbd_aio_get_direction (conn->h);
 
-  if (fds[0].fd == -1) {
-    conn_keep_reason (conn);
-    return -1;
-  }
+  fds[0] = (struct pollfd) { .fd = nbd_aio_get_fd (conn->h) };
+  fds[1] = (struct pollfd) { .fd = kick, .events = POLLIN };
   if (direction & LIBNBD_AIO_DIRECTION_READ)
     fds[0].events |= POLLIN;
   if (direction & LIBNBD_AIO_DIRECTION_WRITE)
     fds[0].events |= POLLOUT;
+}
+
+void
+conn_wait (struct pollfd fds[2], uint64_t deadline)
+{
+  struct timespec ts, *timeout = NULL;
+  uint64_t n;
 
   if (deadline) {
-    t = nc_now ();
-    t = deadline > t ? deadline - t : 0;
-    ts = (struct timespec) { .tv_sec = t / SEC, .tv_nsec = t % SEC };
+    const uint64_t t = nc_now (), left = deadline > t ? deadline - t : 0;
+
+    ts = (struct timespec) { .tv_sec = left / SEC, .tv_nsec = left % SEC };
     timeout = &ts;
   }
-
   if (ppoll (fds, 2, timeout, NULL) == -1) {
-    if (errno == EINTR)
-      return 0;
-    snprintf (conn->reason, sizeof conn->reason, "poll: %s",
-              strerror (errno));
-    return -1;
+    fds[0].revents = errno == EINTR ? 0 : POLLNVAL;
+    fds[1].revents = 0;
   }
-  if (fds[1].revents && read (conn->kick, &n, sizeof n) == -1 &&
-      errno != EAGAIN && errno != EINTR) {
-    snprintf (conn->reason, sizeof conn->reason, "eventfd: %s",
-              strerror (errno));
-    return -1;
-  }
-  if (fds[0].revents & POLLNVAL) {
+  /* It can fail only when somebody else was quicker. */
+  if (fds[1].revents && read (fds[1].fd, &n, sizeof n) == -1)
+    return;
+}
+
+int
+conn_take (struct conn *conn, const struct pollfd fds[2])
+{
+  if (fds[0].fd == -1 || fds[0].revents & POLLNVAL) {
     snprintf (conn->reason, sizeof conn->reason, "the socket is closed");
     return -1;
   }
   return notify (conn, fds[0].revents);
+}
+
+/* All three steps, for the keeper. */
+static int
+poll_once (struct conn *conn, uint64_t deadline)
+{
+  struct pollfd fds[2];
+
+  conn_prepare (conn, conn->kick, fds);
+  if (fds[0].fd != -1)
+    conn_wait (fds, deadline);
+  return conn_take (conn, fds);
 }
 
 bool
@@ -271,7 +280,7 @@ conn_disconnect (struct conn *conn)
   if (conn->h && nbd_aio_is_ready (conn->h) == 1 &&
       nbd_aio_disconnect (conn->h, 0) == 0)
     while (!conn_is_finished (conn) && nc_now () < deadline)
-      if (conn_poll (conn, deadline) == -1)
+      if (poll_once (conn, deadline) == -1)
         break;
   conn_close (conn);
 }
@@ -418,7 +427,7 @@ establish (struct conn *conn)
                 (unsigned) (nbd->first_limit / SEC));
       return -1;
     }
-    if (conn_poll (conn, deadline) == -1)
+    if (poll_once (conn, deadline) == -1)
       return -1;
   }
   return 0;

@@ -4,22 +4,25 @@
 /* A device on the export of an NBD server: what its three files share.
  *
  *   nbd.c          the device: its functions, and opening it
- *   nbd-conn.c     the thread of a connection, and the requests it serves
+ *   nbd-conn.c     a connection while it is up, and the requests it serves
  *   nbd-connect.c  a connection from the first packet to the last: TLS, what
  *                  the server has, polling, ending
  *
- * nbd->lock guards what the comments in the structs say; it is held for
- * list operations and kicks only, never across I/O, a call to libnbd or a
- * report.
- * nbd->changed is signalled with it when a connection comes up, when the
- * first attempt to connect ends, and on stop.  Everything else in struct
- * conn belongs to its thread.  A request belongs to the list it is on: to
- * the lock while queued, else to the thread; after sem_post to the
- * requester.
+ * Locks: conn->lock, then nbd->lock; they guard what the comments in the
+ * structs say.  nbd->lock is held for list operations and kicks only, never
+ * across I/O, a call to libnbd or a report; conn->lock across calls to libnbd
+ * that do not wait, too.  Nobody waits for conn->lock while it is held to
+ * receive: requests get to who has it by the queue.
+ * nbd->changed is signalled with nbd->lock when a connection comes up, when
+ * the first attempt to connect ends, and on stop.
+ *
+ * A request belongs to the list it is on: to nbd->lock while queued, to
+ * conn->lock in flight; after its end to the requester.
  */
 #ifndef NC_DEV_NBD_INTERNAL_H
 #define NC_DEV_NBD_INTERNAL_H
 
+#include <poll.h>
 #include <pthread.h>
 #include <semaphore.h>
 #include <stdbool.h>
@@ -52,8 +55,9 @@ struct request {
   int64_t cookie;
   uint64_t since;                      /* when it was made */
   unsigned moves;                      /* to another connection */
-  sem_t wake;
-  int error;                           /* 0 or an errno; set before wake */
+  sem_t wake;                          /* it has ended, or is to receive */
+  bool ended;
+  int error;                           /* 0 or an errno; set before ended */
 };
 
 struct list {
@@ -71,24 +75,31 @@ struct export {
 
 struct conn {
   struct nbd *nbd;
-  pthread_t thread;
+  pthread_t thread;                    /* the keeper */
   bool running;                        /* start and close: thread exists */
-  int kick;                            /* eventfd */
+  int kick, call;                      /* eventfds: for keeper, receiver */
 
   /* Guarded by nbd->lock. */
   bool up;
-  bool asleep;                         /* must be kicked */
+  bool fresh;                          /* something was queued since the
+                                          queue was last looked at */
   unsigned load;                       /* requests queued and in flight */
   struct list queue;
 
-  /* The thread's. */
+  pthread_mutex_t lock;
+
+  /* Guarded by lock while the connection is open, else the keeper's. */
+  bool open;                           /* by lock at all times */
+  struct request *receiver;            /* one in flight, or NULL */
   struct nbd_handle *h;
   struct export export;
   struct list flight, done, lost;
   unsigned n_flight, n_retired;
   uint64_t progress;                   /* when it was last seen alive */
   uint64_t came;                       /* bytes since then */
+  uint64_t limit;                      /* of a stall, as it is now */
   bool asked, useful;                  /* had a request; had an answer */
+  bool hung_up;                        /* the server sends nothing more */
   bool ending;                         /* the server says that it ends */
   bool stalled;
   uint64_t backoff;
@@ -122,17 +133,24 @@ struct nbd {
   struct conn conns[MAX_CONNS];
 };
 
-/* nbd-connect.c.  All of them belong to the thread of CONN. */
+/* nbd-connect.c.  For who has conn->lock, or the keeper where it is not
+ * open. */
 
 /* Connect, within nbd->first_limit, and learn what the server has.  Returns
  * -1 with the reason kept. */
 extern int conn_connect (struct conn *conn, struct export *export)
   __attribute__ ((__nonnull__ (1, 2)));
 
-/* Wait for the socket or a kick, and serve it.  deadline: 0 = none.
- * Returns -1 if the connection has failed, reason kept. */
-extern int conn_poll (struct conn *conn, uint64_t deadline)
+/* Serving the socket has three steps: what to wait for, along with the
+ * eventfd KICK; waiting, without the lock (deadline: 0 = none); and what it is
+ * ready for.  The last returns -1 if the connection has failed, reason
+ * kept. */
+extern void conn_prepare (struct conn *conn, int kick, struct pollfd fds[2])
+  __attribute__ ((__nonnull__ (1, 3)));
+extern void conn_wait (struct pollfd fds[2], uint64_t deadline)
   __attribute__ ((__nonnull__ (1)));
+extern int conn_take (struct conn *conn, const struct pollfd fds[2])
+  __attribute__ ((__nonnull__ (1, 2)));
 
 /* The server is alive. */
 extern void conn_made_progress (struct conn *conn)
@@ -161,10 +179,10 @@ extern void conn_disconnect (struct conn *conn)
 
 /* nbd-conn.c.  Any thread may call these. */
 
-/* Start the thread of CONN.  Returns -1, reported. */
+/* Start the keeper of CONN.  Returns -1, reported. */
 extern int conn_start (struct conn *conn) __attribute__ ((__nonnull__ (1)));
 
-/* Have the thread of CONN look at what has changed. */
+/* Have the keeper of CONN look at what has changed. */
 extern void conn_kick (struct conn *conn) __attribute__ ((__nonnull__ (1)));
 
 /* Give REQ to a connection and wait for its end.  Returns an errno, not

@@ -245,6 +245,9 @@ nbd_dev_close (struct nc_dev *dev)
       pthread_join (nbd->conns[i].thread, NULL);
     if (nbd->conns[i].kick >= 0)
       close (nbd->conns[i].kick);
+    if (nbd->conns[i].call >= 0)
+      close (nbd->conns[i].call);
+    pthread_mutex_destroy (&nbd->conns[i].lock);
   }
   pthread_cond_destroy (&nbd->changed);
   pthread_mutex_destroy (&nbd->lock);
@@ -508,11 +511,13 @@ new_device (const char *ref, unsigned retry, const struct nc_tls *tls)
   for (i = 0; i < MAX_CONNS; i++) {
     nbd->conns[i].nbd = nbd;
     nbd->conns[i].backoff = BACKOFF_MIN;
-    nbd->conns[i].kick = -1;
+    nbd->conns[i].kick = nbd->conns[i].call = -1;
+    pthread_mutex_init (&nbd->conns[i].lock, NULL);
   }
   for (i = 0; i < MAX_CONNS; i++) {
     nbd->conns[i].kick = eventfd (0, EFD_CLOEXEC | EFD_NONBLOCK);
-    if (nbd->conns[i].kick == -1) {
+    nbd->conns[i].call = eventfd (0, EFD_CLOEXEC | EFD_NONBLOCK);
+    if (nbd->conns[i].kick == -1 || nbd->conns[i].call == -1) {
       nc_error ("%s: eventfd: %m", ref);
       goto fail;
     }

@@ -403,6 +403,25 @@ test_one_connection (void)
   end_server (pid);
 }
 
+/* More at once than a connection takes: the rest waits in its queue. */
+static void
+test_full_connection (void)
+{
+  pid_t pid = NBDKIT ("--filter=multi-conn", "--filter=delay", "pattern",
+                      SIZE_ARG, "multi-conn-mode=disable", "delay-read=5ms");
+  struct nc_dev *dev = open_started (0);
+  struct reader readers[6][N_READERS];
+  bool good = true;
+
+  for (unsigned i = 0; i < 6; i++)
+    start_readers (readers[i], dev, 20);
+  for (unsigned i = 0; i < 6; i++)
+    good &= join_readers (readers[i]);
+  ok (good, "96 threads read over a single connection");
+  nc_dev_close (dev);
+  end_server (pid);
+}
+
 /* How many connections the server has read for since it was last asked.  LOG
  * is what it writes down. */
 static unsigned
@@ -464,7 +483,7 @@ test_standing_back (void)
       "16 readers use four connections");
   ok (threads_behind () == 0, "no thread goes behind another");
   ok (read_by (true, dev, log) == 1, "16 that stand back use one");
-  ok (threads_behind () == 1, "and its thread goes behind all others");
+  ok (threads_behind () == 0, "and no thread of the device is behind after it");
   ok (EVENTUALLY (read_by (false, dev, log) == 4),
       "after that, others use all four again");
   fclose (log);
@@ -540,6 +559,14 @@ test_extents (void)
   end_server (pid);
 }
 
+static bool
+is_up (struct nc_dev *dev)
+{
+  struct timespec past = in_seconds (0);
+
+  return dev->ops->wait (dev, &past) == 0;
+}
+
 static void
 test_restart (void)
 {
@@ -579,6 +606,25 @@ test_restart (void)
         "wait ends at its deadline");
   }
   nc_dev_close (dev);
+}
+
+/* Nobody reads, so nobody would see that the connections have ended. */
+static void
+test_idle (void)
+{
+  pid_t pid = NBDKIT ("pattern", SIZE_ARG);
+  struct nc_dev *dev = open_started (0);
+  unsigned char c;
+
+  dev->ops->pread (dev, &c, 1, 0);
+  end_server (pid);
+  ok (EVENTUALLY (reported ("connection lost: ")),
+      "the end of connections is noticed while nobody reads");
+  pid = NBDKIT ("pattern", SIZE_ARG);
+  ok (EVENTUALLY (is_up (dev)) && dev->ops->pread (dev, &c, 1, 0) == 0,
+      "and the device connects again");
+  nc_dev_close (dev);
+  end_server (pid);
 }
 
 static void
@@ -964,10 +1010,12 @@ main (void)
   test_reads ();
   test_parallel_reads ();
   test_one_connection ();
+  test_full_connection ();
   test_standing_back ();
   test_block_size ();
   test_extents ();
   test_restart ();
+  test_idle ();
   test_replaced ();
   test_stall ();
   test_stop ();
