@@ -45,6 +45,11 @@
 
 #define MSEC UINT64_C (1000000) /* in nanoseconds, as all times here */
 
+/* A writer without work sleeps so long before it has to be woken, and so many
+ * pieces are left to one before another is woken. */
+#define STAY_AWAKE (MSEC / 2)
+#define MANY 16
+
 /* After a store has failed nothing is stored for so long. */
 #define STORE_PAUSE (1000 * MSEC)
 
@@ -99,6 +104,7 @@ struct nc_copyread {
   pthread_cond_t to_store, to_read;
   void *pieces;                 /* tree (tsearch) */
   struct piece *queue, **tail;  /* to be stored */
+  unsigned n_queued, n_awake;   /* pieces in it, and writers that will look */
   uint64_t paused_until;        /* nothing is stored */
   bool stopping;
   struct quickest alone, wide;  /* reads without and with neighbourhood */
@@ -390,26 +396,48 @@ reader_thread (void *arg)
 
 /* Storing. */
 
+/* Wait for something to store.  A writer that finds nothing looks once more
+ * after a while: where there is much to do, those who bring it need not wake
+ * anybody. */
+static void
+wait_for_pieces_locked (struct nc_copyread *cr)
+{
+  static const struct timespec a_while = { .tv_nsec = STAY_AWAKE };
+
+  if (cr->queue == NULL && !cr->stopping) {
+    pthread_mutex_unlock (&cr->lock);
+    nanosleep (&a_while, NULL);
+    pthread_mutex_lock (&cr->lock);
+  }
+  cr->n_awake--;
+  while (cr->queue == NULL && !cr->stopping)
+    pthread_cond_wait (&cr->to_store, &cr->lock);
+  cr->n_awake++;
+}
+
 static void *
 writer_thread (void *arg)
 {
   struct nc_copyread *cr = arg;
   struct piece *piece;
 
+  pthread_mutex_lock (&cr->lock);
+  cr->n_awake++;
   for (;;) {
-    {
-      NC_LOCKED (&cr->lock);
-      while (cr->queue == NULL && !cr->stopping)
-        pthread_cond_wait (&cr->to_store, &cr->lock);
-      piece = cr->queue;
-      if (piece == NULL)
-        return NULL;
-      cr->queue = piece->next;
-      if (cr->queue == NULL)
-        cr->tail = &cr->queue;
-    }
+    wait_for_pieces_locked (cr);
+    piece = cr->queue;
+    if (piece == NULL)
+      break;
+    cr->queue = piece->next;
+    if (cr->queue == NULL)
+      cr->tail = &cr->queue;
+    cr->n_queued--;
+    pthread_mutex_unlock (&cr->lock);
     store_piece (cr, piece);
+    pthread_mutex_lock (&cr->lock);
   }
+  pthread_mutex_unlock (&cr->lock);
+  return NULL;
 }
 
 /* PIECE was read and its client has its bytes; the reference goes. */
@@ -423,7 +451,8 @@ hand_over (struct nc_copyread *cr, struct piece *piece)
   }
   *cr->tail = piece;
   cr->tail = &piece->next;
-  pthread_cond_signal (&cr->to_store);
+  if (++cr->n_queued > MANY * cr->n_awake)
+    pthread_cond_signal (&cr->to_store);
 }
 
 /* Reads of clients. */
