@@ -342,16 +342,90 @@ END
   run -1 "$NBDCHAIN" set-speed qmp disk 20M
   [ "$output" = "nbdchain: qmp: job 'disk' not found" ]
   run -1 "$NBDCHAIN" cancel --force qmp disk
-  run -2 "$NBDCHAIN" set-speed qmp disk fast
-  [[ $output == *"RATE: 'fast' is not a size"* ]]
-  run -2 "$NBDCHAIN" pause qmp
-  [[ $output == *"the control SOCKET and the JOB"* ]]
+  for rate in "disk fast" disk; do
+    # shellcheck disable=SC2086         # one word or two
+    run -2 "$NBDCHAIN" set-speed qmp $rate
+    [[ $output == *"RATE: '${rate#* }' is none: "*"after the JOB"* ]]
+  done
+  run -2 "$NBDCHAIN" set-speed qmp disk 1X
+  [[ $output == *"RATE: '1X' is not a size"* ]]
+  run -2 "$NBDCHAIN" set-speed qmp
+  [[ $output == *"the control SOCKET, the JOB if there are several, and the RATE"* ]]
+  run -2 "$NBDCHAIN" pause qmp disk more
+  [[ $output == *"the control SOCKET, and the JOB if there are several"* ]]
   run -2 "$NBDCHAIN" jobs
   run -2 "$NBDCHAIN" pause --force qmp disk
   run -1 "$NBDCHAIN" jobs no.qmp
   [[ $output == *"nbdchain serve --control"* ]]
   run -1 "$NBDCHAIN" jobs serve.sock
   [[ $output == *"no QMP server"* ]]
+}
+
+# have MEMBER VALUE...: of the jobs, in order.
+have ()
+{
+  [ "$("$NBDCHAIN" jobs --json qmp |
+    member "' '.join(str(j['$1']) for j in D)")" = "${*:2}" ]
+}
+
+@test "a verb without a job means the only one that it can be applied to" {
+  dd if=/dev/urandom of=base.raw bs=1M count=4 status=none
+  make_overlay top.fvd base.raw
+  serve top.fvd --control qmp
+  for verb in pause resume cancel complete; do
+    run -1 "$NBDCHAIN" "$verb" qmp
+    [[ $output == "nbdchain: qmp: there is no job, so none can be $verb"*'"nbdchain jobs qmp"'* ]]
+  done
+  run -1 "$NBDCHAIN" set-speed qmp 20M
+  [[ $output == "nbdchain: qmp: there is no job, so none can be given a rate "* ]]
+
+  stream '"job-id": "j", "auto-dismiss": false'
+  wait_for 20 have status running
+  run -1 "$NBDCHAIN" complete qmp
+  [[ $output == *"qmp: no job can be completed now: j (stream) is running ("* ]]
+  run -1 "$NBDCHAIN" resume qmp
+  [[ $output == *"no job can be resumed now: j (stream) is running ("* ]]
+  [ "$("$NBDCHAIN" set-speed --json qmp 32K | member 'D["x-speed"]')" = 32768 ]
+  "$NBDCHAIN" set-speed qmp j 16K
+  have x-speed 16384
+  run -0 "$NBDCHAIN" pause qmp
+  [ -z "$output" ]
+  # At once, too, when its status may not have followed.
+  run -1 "$NBDCHAIN" pause qmp
+  [[ $output == *"no job can be paused now: j (stream) is paused ("* ]]
+  wait_for 20 have status paused
+  [ "$("$NBDCHAIN" resume --json qmp | member 'D["id"]')" = j ]
+
+  # One that has ended, and is not dismissed, does not count.
+  "$NBDCHAIN" cancel qmp
+  wait_for 20 have status concluded
+  run -1 "$NBDCHAIN" cancel qmp
+  [[ $output == *"no job can be cancelled now: j (stream) is concluded ("* ]]
+  stream '"job-id": "k"'
+  "$NBDCHAIN" set-speed qmp 8K
+  "$NBDCHAIN" cancel qmp
+  wait_for 20 have id j
+}
+
+@test "with several jobs a verb wants to know which" {
+  dd if=/dev/urandom of=base.raw bs=1M count=4 status=none
+  make_overlay top.fvd base.raw
+  serve top.fvd --control qmp --prefetch -- prefetch-start-delay=600
+  stream '"job-id": "j"'
+  wait_for 20 have status running running
+  run -1 "$NBDCHAIN" pause qmp
+  [[ $output == *"qmp: 2 jobs can be paused: prefetch (prefetch) is running, j (stream) is running; name one: nbdchain pause qmp prefetch" ]]
+  run -1 "$NBDCHAIN" cancel qmp
+  [[ $output == *"2 jobs can be cancelled: "*"nbdchain cancel qmp prefetch" ]]
+  run -1 "$NBDCHAIN" set-speed qmp 1M
+  [[ $output == *"2 jobs can be given a rate: "*"nbdchain set-speed qmp prefetch RATE" ]]
+  have status running running
+  have x-speed 0 65536
+  # Of one that waits and one that runs, it is clear.
+  "$NBDCHAIN" pause qmp j
+  [ "$("$NBDCHAIN" pause --json qmp | member 'D["id"]')" = prefetch ]
+  "$NBDCHAIN" resume qmp j
+  [ "$("$NBDCHAIN" resume --json qmp | member 'D["id"]')" = prefetch ]
 }
 
 # A job of a kind that there is not.

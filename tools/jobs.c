@@ -13,8 +13,10 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "pick.h"
 #include "qmp.h"
 #include "report.h"
+#include "scope.h"
 
 static const char jobs_help[] =
   "nbdchain jobs: list what a server moves in the background\n"
@@ -34,6 +36,7 @@ static const char jobs_help[] =
 /* What one of the verbs is called, does and takes. */
 struct verb {
   const char *help;
+  enum nc_job_verb verb;
   const char *command, *key;    /* of QMP, and how it calls the job */
   bool has_speed, has_force;
 };
@@ -48,12 +51,14 @@ static const struct verb pause_verb = {
   .help =
   "nbdchain pause: let a job wait\n"
   "\n"
-  "Usage: nbdchain pause [OPTIONS] SOCKET JOB\n"
+  "Usage: nbdchain pause [OPTIONS] SOCKET [JOB]\n"
   "\n"
   "It moves nothing until \"resume\".  \"nbdchain jobs SOCKET\" lists the jobs.\n"
+  "JOB can be left out if just one can be paused.\n"
   "\n"
   VERB_OPTIONS
-  "  nbdchain pause /run/vm.qmp disk\n",
+  "  nbdchain pause /run/vm.qmp\n",
+  .verb = NC_VERB_PAUSE,
   .command = "job-pause", .key = "id",
 };
 
@@ -61,12 +66,14 @@ static const struct verb resume_verb = {
   .help =
   "nbdchain resume: let a job that waits go on\n"
   "\n"
-  "Usage: nbdchain resume [OPTIONS] SOCKET JOB\n"
+  "Usage: nbdchain resume [OPTIONS] SOCKET [JOB]\n"
   "\n"
-  "After an error on which it stopped, it tries again.\n"
+  "After an error on which it stopped, it tries again.  JOB can be left out\n"
+  "if just one waits.\n"
   "\n"
   VERB_OPTIONS
-  "  nbdchain resume /run/vm.qmp disk\n",
+  "  nbdchain resume /run/vm.qmp\n",
+  .verb = NC_VERB_RESUME,
   .command = "job-resume", .key = "id",
 };
 
@@ -74,13 +81,14 @@ static const struct verb cancel_verb = {
   .help =
   "nbdchain cancel: end a job before it is done\n"
   "\n"
-  "Usage: nbdchain cancel [OPTIONS] SOCKET JOB\n"
+  "Usage: nbdchain cancel [OPTIONS] SOCKET [JOB]\n"
   "\n"
-  "What it has done stays.\n"
+  "What it has done stays.  JOB can be left out if just one has not ended.\n"
   "\n"
   "      --force  do not let a job that is ready end in its own way\n"
   VERB_OPTIONS
-  "  nbdchain cancel /run/vm.qmp disk\n",
+  "  nbdchain cancel /run/vm.qmp\n",
+  .verb = NC_VERB_CANCEL,
   .command = "block-job-cancel", .key = "device", .has_force = true,
 };
 
@@ -88,12 +96,14 @@ static const struct verb complete_verb = {
   .help =
   "nbdchain complete: let a job that is ready take effect\n"
   "\n"
-  "Usage: nbdchain complete [OPTIONS] SOCKET JOB\n"
+  "Usage: nbdchain complete [OPTIONS] SOCKET [JOB]\n"
   "\n"
-  "Only for a job whose status is \"ready\".\n"
+  "Only for a job whose status is \"ready\".  JOB can be left out if just one\n"
+  "is.\n"
   "\n"
   VERB_OPTIONS
-  "  nbdchain complete /run/vm.qmp disk\n",
+  "  nbdchain complete /run/vm.qmp\n",
+  .verb = NC_VERB_COMPLETE,
   .command = "job-complete", .key = "id",
 };
 
@@ -101,13 +111,15 @@ static const struct verb set_speed_verb = {
   .help =
   "nbdchain set-speed: limit the rate of a job\n"
   "\n"
-  "Usage: nbdchain set-speed [OPTIONS] SOCKET JOB RATE\n"
+  "Usage: nbdchain set-speed [OPTIONS] SOCKET [JOB] RATE\n"
   "\n"
   "RATE is in bytes a second: a number, or one and K, M or G (powers of\n"
-  "1024); 0 is no limit.  It holds at once.\n"
+  "1024); 0 is no limit.  It holds at once.  JOB, which begins with a letter,\n"
+  "can be left out if just one has not ended.\n"
   "\n"
   VERB_OPTIONS
-  "  nbdchain set-speed /run/vm.qmp disk 20M\n",
+  "  nbdchain set-speed /run/vm.qmp 20M\n",
+  .verb = NC_VERB_SET_SPEED,
   .command = "block-job-set-speed", .key = "device", .has_speed = true,
 };
 
@@ -270,37 +282,59 @@ print_after (struct qmp *qmp, const char *id)
 }
 
 static int
-run_verb (const struct verb *verb, char *words[], uint64_t speed, bool force,
-          bool json)
+apply_verb (const struct verb *verb, struct qmp *qmp, const char *id,
+            uint64_t speed, bool force, bool json)
 {
-  json_t *args = json_pack ("{s:o}", verb->key, json_text (words[1]));
-  struct qmp *qmp = qmp_open (words[0]);
+  json_t *args = json_pack ("{s:o}", verb->key, json_text (id));
   json_t *value;
-  int status = EXIT_FAILED;
 
   if (verb->has_speed)
     json_object_set_new (args, "speed", json_integer ((json_int_t) speed));
   if (force)
     json_object_set_new (args, "force", json_true ());
-  if (qmp == NULL) {
-    json_decref (args);
-    return EXIT_FAILED;
-  }
   value = qmp_execute (qmp, verb->command, args);
-  if (value)
-    status = json ? print_after (qmp, words[1]) : EXIT_DONE;
+  if (value == NULL)
+    return EXIT_FAILED;
   json_decref (value);
+  return json ? print_after (qmp, id) : EXIT_DONE;
+}
+
+/* ID NULL: of the one job that it can be. */
+static int
+run_verb (const struct verb *verb, const char *socket, const char *id,
+          uint64_t speed, bool force, bool json)
+{
+  struct qmp *qmp = qmp_open (socket);
+  NC_FREE char *picked = NULL;
+  int status = EXIT_FAILED;
+
+  if (qmp && id == NULL)
+    id = picked = pick_job (qmp, socket, verb->verb);
+  if (qmp && id)
+    status = apply_verb (verb, qmp, id, speed, force, json);
   qmp_close (qmp);
   return status;
+}
+
+/* A JOB begins with a letter, and a RATE with a digit. */
+static int
+parse_rate (const char *word, uint64_t *rate)
+{
+  if ((*word >= 'a' && *word <= 'z') || (*word >= 'A' && *word <= 'Z')) {
+    nc_error ("RATE: '%s' is none: it is a number such as 20M, and comes "
+              "after the JOB if that is given", word);
+    return -1;
+  }
+  return parse_size ("RATE", word, rate);
 }
 
 static int
 verb_main (const struct verb *verb, int argc, char *argv[])
 {
-  const int n = verb->has_speed ? 3 : 2;
+  const int least = verb->has_speed ? 2 : 1;
   bool json = false, force = false;
   uint64_t speed = 0;
-  int c;
+  int c, n;
 
   while ((c = getopt_long (argc, argv, "h", verb->has_force ? force_options :
                            plain_options, NULL)) != -1)
@@ -317,14 +351,17 @@ verb_main (const struct verb *verb, int argc, char *argv[])
     default:
       return usage_error (argv[0]);
     }
-  if (argc - optind != n) {
-    nc_error ("give the control SOCKET%s the JOB%s",
-              n == 2 ? " and" : ",", n == 2 ? "" : " and the RATE");
+  n = argc - optind;
+  if (n != least && n != least + 1) {
+    nc_error ("give the control SOCKET%s the JOB if there are several%s",
+              verb->has_speed ? "," : ", and",
+              verb->has_speed ? ", and the RATE" : "");
     return usage_error (argv[0]);
   }
-  if (verb->has_speed && parse_size ("RATE", argv[optind + 2], &speed) == -1)
+  if (verb->has_speed && parse_rate (argv[argc - 1], &speed) == -1)
     return usage_error (argv[0]);
-  return run_verb (verb, argv + optind, speed, force, json);
+  return run_verb (verb, argv[optind], n == least ? NULL : argv[optind + 1],
+                   speed, force, json);
 }
 
 int
