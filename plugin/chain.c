@@ -27,6 +27,7 @@
 #include <nbdkit-plugin.h>
 
 #include "chain.h"
+#include "control/listen.h"
 #include "control/qmp.h"
 #include "job/job.h"
 #include "job/stream.h"
@@ -334,13 +335,8 @@ chain_get_ready (void)
 
   /* Only to see that it can be made, while the user sees an error: nbdkit
    * may yet become another user, whose socket it must be. */
-  if (config.control) {
-    control = nc_control_open (config.control);
-    if (control == NULL)
-      return -1;
-    nc_control_close (control);
-    control = NULL;
-  }
+  if (config.control && nc_listen_check (config.control) == -1)
+    return -1;
   jobs = nc_jobs_new ();
   chain = jobs ? nc_chain_open (&opts) : NULL;
   if (chain == NULL)

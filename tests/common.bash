@@ -240,10 +240,12 @@ serve_by ()
   done
 }
 
-# listens_or_gone SOCKET PID
+# listens_or_gone SOCKET PID: a control socket, and not one that was left
+# behind.  It is shown under the name that it was made with.
 listens_or_gone ()
 {
-  [ -n "$(ss -Hlx src "$(realpath -m "$1")")" ] || is_gone "$2"
+  { [ -S "$1" ] && [ -n "$(ss -Hlx src "$(realpath -m "$1").*")" ]; } ||
+    is_gone "$2"
 }
 
 is_ready_or_gone ()

@@ -27,7 +27,6 @@
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/time.h>
-#include <sys/un.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -35,6 +34,7 @@
 #include "control/command.h"
 #include "control/commands.h"
 #include "control/frame.h"
+#include "control/listen.h"
 #include "job/job.h"
 #include "report.h"
 #include "scope.h"
@@ -555,64 +555,6 @@ control_main (void *arg)
 
 /* Opening and closing. */
 
-/* Remove the socket of a server that died.  Returns -1 if PATH is something
- * else, reported. */
-static int
-remove_stale (const struct sockaddr_un *addr)
-{
-  NC_CLOSE int fd = -1;
-  struct stat st;
-
-  if (lstat (addr->sun_path, &st) == -1)
-    return 0;                   /* bind tells what is wrong, if anything is */
-  if (!S_ISSOCK (st.st_mode)) {
-    nc_error ("control socket: %s: exists, and is no socket: give another "
-              "path", addr->sun_path);
-    errno = EEXIST;
-    return -1;
-  }
-  fd = socket (AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
-  if (fd == -1) {
-    nc_error ("control socket: %m");
-    return -1;
-  }
-  if (connect (fd, (const struct sockaddr *) addr, sizeof *addr) == -1 &&
-      errno == ECONNREFUSED)
-    return unlink (addr->sun_path) == -1 && errno != ENOENT ? -1 : 0;
-  nc_error ("control socket: %s: another server is using it: give another "
-            "path", addr->sun_path);
-  errno = EADDRINUSE;
-  return -1;
-}
-
-static int
-open_socket (struct nc_control *control, const char *path)
-{
-  struct sockaddr_un addr = { .sun_family = AF_UNIX };
-
-  if (path[0] == '\0' || strlen (path) >= sizeof addr.sun_path) {
-    nc_error ("control socket: '%s' is not a path of 1 to %zu bytes: give "
-              "another, such as /run/NAME.qmp", path,
-              sizeof addr.sun_path - 1);
-    errno = EINVAL;
-    return -1;
-  }
-  strcpy (addr.sun_path, path);
-  if (remove_stale (&addr) == -1)
-    return -1;
-  control->fd = socket (AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK,
-                        0);
-  /* The mode of the file is that of the socket, from the beginning. */
-  if (control->fd == -1 || fchmod (control->fd, 0600) == -1 ||
-      bind (control->fd, (struct sockaddr *) &addr, sizeof addr) == -1 ||
-      lstat (path, &control->made) == -1 ||
-      listen (control->fd, NC_CONTROL_CLIENTS) == -1) {
-    nc_error ("control socket: %s: %m", path);
-    return -1;
-  }
-  return 0;
-}
-
 struct nc_control *
 nc_control_open (const char *path)
 {
@@ -630,7 +572,9 @@ nc_control_open (const char *path)
   control->wake_fd = eventfd (0, EFD_CLOEXEC | EFD_NONBLOCK);
   if (control->path == NULL || control->wake_fd == -1)
     nc_error ("control socket: %m");
-  else if (open_socket (control, path) == 0)
+  else
+    control->fd = nc_listen_unix (path, NC_CONTROL_CLIENTS, &control->made);
+  if (control->fd >= 0)
     return control;
   err = errno;
   nc_control_close (control);

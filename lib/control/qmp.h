@@ -24,8 +24,9 @@ struct nc_jobs;
 #define NC_CONTROL_BACKLOG 65536        /* bytes unsent: no commands taken */
 #define NC_CONTROL_QUEUE (1 << 20)      /* bytes unsent: dropped */
 
-/* Open the socket PATH, mode 0600, in place of one that nobody serves.  No
- * thread yet.  Returns NULL on error, reported (EADDRINUSE: it is served). */
+/* Open the socket PATH, mode 0600, in place of one that nobody serves; it
+ * appears when clients can connect.  No thread yet.  Returns NULL on error,
+ * reported (EADDRINUSE: it is served). */
 extern struct nc_control *nc_control_open (const char *path)
   __attribute__ ((__nonnull__ (1)));
 

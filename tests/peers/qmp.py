@@ -12,6 +12,8 @@
 #                                     life; print the replies and what happened
 #                                     in between, but for how far they came
 #   qmp.py watch SOCKET               print the events, until the server goes
+#   qmp.py first SOCKET               connect as soon as the socket is there;
+#                                     print the greeting
 #   qmp.py hostile SOCKET WHAT        misbehave; see the functions
 #   qmp.py as-user UID SOCKET         come as another user; print what is said
 #
@@ -27,8 +29,8 @@ PATIENCE = 60
 
 
 def connect(path):
-    """To a socket that may be there before its server listens, or have many
-    who wait."""
+    """To a socket whose server may have died, and come again, or that has
+    many who wait."""
     end = time.monotonic() + PATIENCE
     while True:
         sock = socket.socket(socket.AF_UNIX)
@@ -119,6 +121,21 @@ def watch(path):
     while message := client.hear():
         assert "event" in message
         print(json.dumps(message, sort_keys=True), flush=True)
+
+
+def first(path):
+    end = time.monotonic() + PATIENCE
+    while time.monotonic() < end:
+        sock = socket.socket(socket.AF_UNIX)
+        sock.settimeout(PATIENCE)
+        try:
+            sock.connect(path)
+        except FileNotFoundError:
+            sock.close()
+            continue
+        print(sock.makefile().readline(), end="")
+        return
+    raise TimeoutError(path)
 
 
 def without_progress(value, name=""):
@@ -372,6 +389,8 @@ def main():
         life(args[0])
     elif what == "watch":
         watch(args[0])
+    elif what == "first":
+        first(args[0])
     elif what == "hostile":
         hostile(*args)
     else:

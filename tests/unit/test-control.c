@@ -1,25 +1,29 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /* Copyright (C) 2026 The nbdchain authors */
 
-/* Tests of lib/control/qmp.c, commands.c and events.c: a real socket, and
- * jobs that do what a test tells them. */
+/* Tests of lib/control/qmp.c, listen.c, commands.c and events.c: a real
+ * socket, and jobs that do what a test tells them. */
 
 #include <config.h>
 
 #include "control/qmp.h"
 
+#include <dirent.h>
 #include <fcntl.h>
 #include <poll.h>
+#include <sys/file.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <sys/un.h>
 
 #include "control/command.h"
 #include "control/commands.h"
+#include "control/listen.h"
 #include "job/job.h"
 #include "tap.h"
 
-static char path[64];
+static char path[300];
 static struct nc_jobs *jobs;
 static struct nc_control *control;
 static _Atomic (unsigned) quits;
@@ -276,6 +280,239 @@ test_socket (void)
   start_server ();
   close (dial ());
   ok (true, "the socket of a server that died is replaced");
+}
+
+/* The name of the socket.  What follows stands before the functions of the
+ * C library, also for the library under test. */
+
+static _Atomic (unsigned) listened;     /* so often, since watch_names */
+static _Atomic (bool) was_early;        /* there, and nobody listened */
+static _Atomic (bool) was_open; /* it had another mode than 0600 */
+static int rename_errno;        /* what renameat2 fails with; 0: it works */
+static int unlink_errno;        /* the same for unlink */
+static struct nc_control *rival;
+static pthread_t rival_thread;
+static _Atomic (bool) rival_comes, rival_waits, rival_ended;
+
+static void
+look (const char *name, bool listening)
+{
+  struct stat st;
+
+  if (lstat (name, &st) == -1)
+    return;
+  was_early |= !listening;
+  was_open |= (st.st_mode & 07777) != 0600;
+}
+
+int
+bind (int fd, const struct sockaddr *addr, socklen_t len)
+{
+  const int r = syscall (SYS_bind, fd, addr, len);
+  const struct sockaddr_un *un = (const struct sockaddr_un *) addr;
+
+  if (r == 0 && addr->sa_family == AF_UNIX) {
+    look (un->sun_path, true);
+    look (path, false);
+  }
+  return r;
+}
+
+int
+listen (int fd, int backlog)
+{
+  look (path, false);
+  listened++;
+  return syscall (SYS_listen, fd, backlog);
+}
+
+int
+renameat2 (int from_dir, const char *from, int to_dir, const char *to,
+           unsigned flags)
+{
+  if (rename_errno) {
+    errno = rename_errno;
+    return -1;
+  }
+  return syscall (SYS_renameat2, from_dir, from, to_dir, to, flags);
+}
+
+static void
+watch_names (void)
+{
+  listened = 0;
+  was_early = was_open = false;
+}
+
+/* How many files there are in the directory of the test. */
+static unsigned
+files (void)
+{
+  unsigned n = 0;
+  DIR *dir = opendir (".");
+
+  must (dir != NULL, "directory");
+  while (readdir (dir))
+    n++;
+  closedir (dir);
+  return n - 2;
+}
+
+static bool
+opens (void)
+{
+  bool r;
+
+  watch_names ();
+  control = nc_control_open (path);
+  r = control != NULL && listened == 1 && files () == 1;
+  if (control)
+    close (dial ());
+  nc_control_close (control);
+  return r && files () == 0;
+}
+
+static void
+test_name (void)
+{
+  const mode_t before = umask (0);
+  struct stat st;
+  int fd;
+
+  ok (opens () && !was_early, "its name is there once it can be connected to");
+  ok (!was_open, "and has its mode, under each name");
+  rename_errno = EINVAL;
+  ok (opens () && !was_early && !was_open,
+      "so it is where a file system cannot rename like that");
+  rename_errno = EEXIST;
+  tap_clear ();
+  ok (nc_control_open (path) == NULL && errno == EADDRINUSE &&
+      tap_errors == 1 && strstr (tap_error, path) && files () == 0,
+      "what has come meanwhile is not replaced");
+  rename_errno = 0;
+  umask (before);
+
+  watch_names ();
+  ok (nc_listen_check (path) == 0 && listened == 0 && !was_early &&
+      files () == 0, "that it could be made can be told without making it");
+  fd = open (path, O_WRONLY | O_CREAT | O_CLOEXEC, 0600);
+  ok (fd >= 0 && close (fd) == 0 && nc_listen_check (path) == -1 &&
+      errno == EEXIST && stat (path, &st) == 0 && unlink (path) == 0 &&
+      nc_listen_check ("no/such/dir") == -1 && errno == ENOENT,
+      "and that it could not");
+}
+
+/* A path that is as long as can be, with one character for the name: the
+ * other name is no longer, and another one. */
+static void
+test_long (void)
+{
+  static const char names[] = "0123456789abcdefq";
+  const struct sockaddr_un addr;
+  const size_t max = sizeof addr.sun_path - 1;
+  char before[sizeof path];
+  char *end;
+  bool good = true;
+
+  strcpy (before, path);
+  *strrchr (path, '/') = '\0';
+  end = path + strlen (path);
+  *end++ = '/';
+  memset (end, 'd', max);
+  path[max - 2] = '\0';
+  must (mkdir (path, 0700) == 0 && chdir (path) == 0, "a long directory");
+  for (size_t i = 0; names[i]; i++) {
+    path[max - 2] = '/';
+    path[max - 1] = names[i];
+    path[max] = '\0';
+    good = opens () && !was_early && good;
+  }
+  ok (good, "so it is with a path as long as can be");
+  path[max - 2] = '\0';
+  must (rmdir (path) == 0, path);
+  strcpy (path, before);
+  *strrchr (path, '/') = '\0';
+  must (chdir (path) == 0, path);
+  strcpy (path, before);
+}
+
+/* A rival that starts when a server has seen that its predecessor has died,
+ * and is about to replace it. */
+
+static void *
+rival_main (void *arg)
+{
+  struct nc_control **got = arg;
+
+  *got = nc_control_open (path);
+  rival_ended = true;
+  return NULL;
+}
+
+int
+flock (int fd, int operation)
+{
+  const int r = syscall (SYS_flock, fd, operation);
+
+  if (r == -1 && errno == EWOULDBLOCK)
+    rival_waits = true;
+  return r;
+}
+
+int
+unlink (const char *name)
+{
+  if (rival_comes && strcmp (name, path) == 0) {
+    rival_comes = false;
+    must (pthread_create (&rival_thread, NULL, rival_main, &rival) == 0,
+          "thread");
+    while (!rival_waits && !rival_ended)
+      poll (NULL, 0, 1);
+  }
+  if (unlink_errno) {
+    errno = unlink_errno;
+    return -1;
+  }
+  return syscall (SYS_unlinkat, AT_FDCWD, name, 0);
+}
+
+/* What a server leaves behind when it dies. */
+static void
+leave_socket (void)
+{
+  control = nc_control_open (path);
+  must (control && rename (path, "old") == 0, "rename");
+  nc_control_close (control);
+  must (rename ("old", path) == 0, "rename");
+}
+
+static void
+test_left (void)
+{
+  leave_socket ();
+  unlink_errno = EACCES;
+  tap_clear ();
+  ok (nc_control_open (path) == NULL && errno == EACCES && tap_errors == 1 &&
+      strstr (tap_error, "cannot be replaced: Permission denied"),
+      "what keeps one that nobody serves from going is told");
+  unlink_errno = 0;
+  ok (nc_listen_check (path) == 0 && files () == 0, "else it goes");
+}
+
+static void
+test_rival (void)
+{
+  leave_socket ();
+  rival_comes = true;
+  tap_clear ();
+  control = nc_control_open (path);
+  must (!rival_comes && pthread_join (rival_thread, NULL) == 0, "rival");
+  ok (control && rival == NULL && tap_errors == 1 &&
+      strstr (tap_error, "another server"),
+      "of two servers that start at once one gets the socket");
+  close (dial ());
+  nc_control_close (rival);
+  nc_control_close (control);
 }
 
 static void
@@ -617,6 +854,10 @@ main (void)
   jobs = nc_jobs_new ();
   must (jobs != NULL, "jobs");
   test_paths ();
+  test_name ();
+  test_long ();
+  test_left ();
+  test_rival ();
   test_socket ();
   test_commands ();
   test_life ();

@@ -1,0 +1,229 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* Copyright (C) 2026 The nbdchain authors */
+
+/* Making the control socket, so that its name is there when a client can
+ * connect, and not before.
+ *
+ * A socket has no name before it is bound, and cannot listen before that.  So
+ * it is bound under a name that nobody looks for.  A name that refuses to
+ * connect is then always one that nobody serves any more, and can be removed.
+ * Two servers that both saw this would remove each other's; therefore who
+ * looks and replaces has locked the directory.
+ */
+
+#include <config.h>
+
+#include "control/listen.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <libgen.h>
+#include <poll.h>
+#include <stddef.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/file.h>
+#include <sys/socket.h>
+#include <sys/un.h>
+#include <unistd.h>
+
+#include "report.h"
+#include "scope.h"
+
+#define NAMES 4096              /* to try */
+#define LOCK_WAIT 100           /* times 10 milliseconds */
+
+static int
+set_address (struct sockaddr_un *addr, const char *path)
+{
+  *addr = (struct sockaddr_un) { .sun_family = AF_UNIX };
+  if (path[0] == '\0' || strlen (path) >= sizeof addr->sun_path) {
+    nc_error ("control socket: '%s' is not a path of 1 to %zu bytes: give "
+              "another, such as /run/NAME.qmp", path,
+              sizeof addr->sun_path - 1);
+    errno = EINVAL;
+    return -1;
+  }
+  strcpy (addr->sun_path, path);
+  return 0;
+}
+
+static int
+new_socket (void)
+{
+  const int fd = socket (AF_UNIX,
+                         SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+
+  if (fd == -1)
+    nc_error ("control socket: %m");
+  return fd;
+}
+
+/* Lock the directory of PATH until what is returned is closed.  One that
+ * cannot be locked (-1), or that somebody else keeps locked, is done
+ * without: it matters only when two replace the same socket at once. */
+static int
+lock_directory (const char *path)
+{
+  NC_FREE char *copy = strdup (path);
+  const int fd = copy ? open (dirname (copy),
+                              O_RDONLY | O_DIRECTORY | O_CLOEXEC) : -1;
+
+  for (int i = 0; fd >= 0 && i < LOCK_WAIT; i++) {
+    if (flock (fd, LOCK_EX | LOCK_NB) == 0 || errno != EWOULDBLOCK)
+      break;
+    poll (NULL, 0, 10);
+  }
+  return fd;
+}
+
+/* Remove the socket of a server that died.  Returns -1 if what is there is
+ * something else, reported. */
+static int
+remove_stale (const struct sockaddr_un *addr)
+{
+  const char *path = addr->sun_path;
+  NC_CLOSE int fd = -1;
+  struct stat st;
+
+  if (lstat (path, &st) == -1)
+    return 0;                   /* bind tells what is wrong, if anything is */
+  if (!S_ISSOCK (st.st_mode)) {
+    nc_error ("control socket: %s: exists, and is no socket: give another "
+              "path", path);
+    errno = EEXIST;
+    return -1;
+  }
+  fd = new_socket ();
+  if (fd == -1)
+    return -1;
+  /* EAGAIN: more clients are waiting than may. */
+  if (connect (fd, (const struct sockaddr *) addr, sizeof *addr) == 0 ||
+      errno == EAGAIN) {
+    nc_error ("control socket: %s: another server is using it: give another "
+              "path", path);
+    errno = EADDRINUSE;
+    return -1;
+  }
+  if (errno == ENOENT || (errno == ECONNREFUSED &&
+                          (unlink (path) == 0 || errno == ENOENT)))
+    return 0;
+  nc_error ("control socket: %s: is there already and cannot be replaced: "
+            "%m: give another path", path);
+  return -1;
+}
+
+/* The Ith name beside PATH: it and four digits.  It is no longer than a path
+ * may be: where there is less room, some of the name goes, or some digits. */
+static void
+set_beside (struct sockaddr_un *addr, const char *path, unsigned i)
+{
+  const char *slash = strrchr (path, '/');
+  const int dir = slash ? (int) (slash + 1 - path) : 0;
+  const int room = (int) sizeof addr->sun_path - 1 - dir;
+  char end[6];
+  const int n_end = room < 5 ? room : 5;
+
+  snprintf (end, sizeof end, ".%04x", ((unsigned) getpid () + i) & 0xffff);
+  snprintf (addr->sun_path, sizeof addr->sun_path, "%.*s%.*s%s", dir, path,
+            room - n_end, path + dir, end + 5 - n_end);
+}
+
+/* A socket that has a name beside PATH, in *ADDR, and no other. */
+static int
+bind_beside (const char *path, struct sockaddr_un *addr)
+{
+  NC_CLOSE int fd = new_socket ();
+  int r = -1;
+
+  if (fd == -1)
+    return -1;
+  /* The mode of the file is that of the socket, from the beginning. */
+  if (fchmod (fd, 0600) == 0) {
+    errno = EADDRINUSE;
+    for (unsigned i = 0; r == -1 && errno == EADDRINUSE && i < NAMES; i++) {
+      set_beside (addr, path, i);
+      if (strcmp (addr->sun_path, path) != 0)
+        r = bind (fd, (const struct sockaddr *) addr, sizeof *addr);
+    }
+  }
+  if (r == -1) {
+    nc_error ("control socket: %s: %m", path);
+    return -1;
+  }
+  r = fd;
+  fd = -1;
+  return r;
+}
+
+/* Not over what has appeared meanwhile; not every file system can rename
+ * like that. */
+static int
+rename_new (const char *from, const char *to)
+{
+  if (renameat2 (AT_FDCWD, from, AT_FDCWD, to, RENAME_NOREPLACE) == 0)
+    return 0;
+  if ((errno != EINVAL && errno != ENOSYS) || link (from, to) == -1)
+    return -1;
+  unlink (from);
+  return 0;
+}
+
+/* Make FD, which is bound to *BESIDE, known as PATH. */
+static int
+publish (int fd, int backlog, const struct sockaddr_un *beside,
+         const char *path, struct stat *made)
+{
+  struct stat st;
+  int err;
+
+  if (lstat (beside->sun_path, &st) == 0 && listen (fd, backlog) == 0 &&
+      rename_new (beside->sun_path, path) == 0) {
+    *made = st;
+    return 0;
+  }
+  err = errno == EEXIST ? EADDRINUSE : errno;
+  unlink (beside->sun_path);
+  errno = err;
+  nc_error ("control socket: %s: %m", path);
+  return -1;
+}
+
+int
+nc_listen_unix (const char *path, int backlog, struct stat *made)
+{
+  struct sockaddr_un addr, beside = { .sun_family = AF_UNIX };
+  NC_CLOSE int fd = -1, lock = -1;
+  int r;
+
+  if (set_address (&addr, path) == -1)
+    return -1;
+  lock = lock_directory (path);
+  if (remove_stale (&addr) == -1)
+    return -1;
+  fd = bind_beside (path, &beside);
+  if (fd == -1 || publish (fd, backlog, &beside, path, made) == -1)
+    return -1;
+  r = fd;
+  fd = -1;
+  return r;
+}
+
+int
+nc_listen_check (const char *path)
+{
+  struct sockaddr_un addr, beside = { .sun_family = AF_UNIX };
+  NC_CLOSE int fd = -1, lock = -1;
+
+  if (set_address (&addr, path) == -1)
+    return -1;
+  lock = lock_directory (path);
+  if (remove_stale (&addr) == -1)
+    return -1;
+  fd = bind_beside (path, &beside);
+  if (fd == -1)
+    return -1;
+  unlink (beside.sun_path);
+  return 0;
+}
