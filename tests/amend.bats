@@ -50,7 +50,6 @@ print({k: v for k, v in p.items() if v})'
 p = ast.literal_eval(sys.argv[1]); del p[sys.argv[2]]; print(p)' "$all" "$key")
     [ "$(policy a.fvd)" = "$all" ]
   done <<'END'
-prefetch off whole
 prefetch-max-read-throughput 0 max_read_throughput
 bytes-per-prefetch 0 bytes_per_prefetch
 num-prefetch-slots 0 num_slots
@@ -58,6 +57,7 @@ prefetch-perf-calc-alpha 0 perf_calc_alpha
 prefetch-read-throughput-measure-time 0 read_measure_time
 prefetch-write-throughput-measure-time 0 write_measure_time
 prefetch-profile off profile
+prefetch off whole
 prefetch-throttle-time 0 throttle_time
 prefetch-min-write-throughput 0 min_write_throughput
 prefetch-max-write-throughput 0 max_write_throughput
@@ -66,6 +66,26 @@ prefetch-min-read-throughput 0 min_read_throughput
 END
   [ "$all" = "{}" ]
   "$NBDCHAIN" check a.fvd
+}
+
+@test "what --prefetch says goes for the profile, unless that is named, too" {
+  "$NBDCHAIN" create a.fvd 1M --prefetch=on
+  [ "$(policy a.fvd)" = "{'whole': True, 'profile': True}" ]
+  "$NBDCHAIN" amend --prefetch=off a.fvd
+  [ "$(policy a.fvd)" = "{}" ]
+  "$NBDCHAIN" amend --prefetch-profile=off --prefetch=on a.fvd
+  [ "$(policy a.fvd)" = "{'whole': True}" ]
+  # What does not name it leaves it.
+  "$NBDCHAIN" amend --prefetch-max-read-throughput=0 a.fvd
+  [ "$(policy a.fvd)" = "{'whole': True}" ]
+  "$NBDCHAIN" amend --prefetch=on a.fvd
+  [ "$(policy a.fvd)" = "{'whole': True, 'profile': True}" ]
+  "$NBDCHAIN" amend --prefetch=off --prefetch-profile=on a.fvd
+  [ "$(policy a.fvd)" = "{'profile': True}" ]
+  "$NBDCHAIN" create b.fvd 1M --prefetch=on --prefetch-profile=off
+  [ "$(policy b.fvd)" = "{'whole': True}" ]
+  "$NBDCHAIN" create c.fvd 1M --prefetch-profile=on
+  [ "$(policy c.fvd)" = "{'profile': True}" ]
 }
 
 @test "amend says what the policy is now" {

@@ -40,10 +40,16 @@ no_job ()
   [ "$(ask query-jobs | member D)" = "[]" ]
 }
 
-# local_bytes: that top.fvd holds, while it is served.
+# local_bytes: that the active image holds, while it is served.
 local_bytes ()
 {
   ask query-named-block-nodes | member 'D[0]["x-allocated"]'
+}
+
+# holds BYTES
+holds ()
+{
+  [ "$(local_bytes)" = "$1" ]
 }
 
 @test "what is read first is recorded, in order, and only once" {
@@ -58,7 +64,9 @@ local_bytes ()
   [ "$(ask x-query-prefetch | member 'D["profile"]["recorded-bytes"]')" = \
     147456 ]
   run -0 "$NBDCHAIN" profile record qmp stop
-  [[ $output == "stored a profile of 3 ranges, 144 KiB" ]]
+  [ "${lines[0]}" = "stored a profile of 3 ranges, 144 KiB" ]
+  [ "${lines[1]}" = "to have it read first: nbdchain serve --prefetch; or, for good, when the server has ended: nbdchain amend --prefetch-profile=on $PWD/top.fvd" ]
+  [ "${#lines[@]}" -eq 2 ]
   # It can be looked at while the image is in use.
   [ "$(ranges top.fvd)" = \
     "[(33554432, 65536), (1048576, 16384), (33619968, 65536)]" ]
@@ -106,7 +114,9 @@ local_bytes ()
   printf '%s\n' 'nbdchain-profile 1' 'size 67108864' '0 4096 8192' \
     '7 1048576 65536' >boot
   run -0 "$NBDCHAIN" profile import one.fvd boot
-  [[ $output == "one.fvd has a profile of 2 ranges, 72 KiB" ]]
+  [ "${lines[0]}" = "one.fvd has a profile of 2 ranges, 72 KiB" ]
+  [ "${lines[1]}" = "to have it read first: nbdchain serve --prefetch; or, for good: nbdchain amend --prefetch-profile=on one.fvd" ]
+  [ "${#lines[@]}" -eq 2 ]
   "$NBDCHAIN" profile export one.fvd out
   grep -qx "base $("$NBDCHAIN" info --json golden.fvd |
     member 'D["fvd"]["uuid"]')" out
@@ -153,16 +163,39 @@ local_bytes ()
     [ "$(ask query-jobs | member 'D[0]["x-limit"]')" = delay ]
   }
   wait_for 20 delayed
-  profile_is_local ()
-  {
-    [ "$(local_bytes)" = 81920 ]
-  }
-  wait_for 20 profile_is_local
+  wait_for 20 holds 81920
   reads 33554432 65536 1048576 4096 5M 16384
   ask x-query-prefetch >info
   [ "$(member 'D["profile"]["bytes"]' <info)" = 81920 ]
   [ "$(member 'D["profile"]["touched"]' <info)" = 98304 ]
   [ "$(member 'D["profile"]["hit"]' <info)" = 81920 ]
+}
+
+@test "an image that is to be prefetched has what it names read first" {
+  make_base base.raw 67108864
+  "$NBDCHAIN" create -b base.raw -F raw --prefetch=on one.fvd >/dev/null
+  serve one.fvd --control qmp -- prefetch-start-delay=600
+  run -0 "$NBDCHAIN" profile record qmp start
+  reads 32M 64k
+  run -0 "$NBDCHAIN" profile record qmp stop
+  [ "$output" = "stored a profile of 1 range, 64 KiB" ]
+  stop "$pid"
+  "$NBDCHAIN" profile export one.fvd boot
+
+  make_overlay two.fvd base.raw
+  "$NBDCHAIN" amend --prefetch=on two.fvd
+  run -0 "$NBDCHAIN" profile import two.fvd boot
+  [ "$output" = "two.fvd has a profile of 1 range, 64 KiB" ]
+  serve two.fvd --control qmp -- prefetch-start-delay=600
+  wait_for 20 holds 65536
+  [ "$(ask x-query-prefetch | member 'D["profile"]["bytes"]')" = 65536 ]
+}
+
+@test "a base has nothing to prefetch, and its profile is for its overlays" {
+  "$NBDCHAIN" create golden.fvd 64M
+  printf '%s\n' 'nbdchain-profile 1' 'size 67108864' '0 4096 8192' >boot
+  run -0 "$NBDCHAIN" profile import golden.fvd boot
+  [ "$output" = "golden.fvd has a profile of 1 range, 8 KiB" ]
 }
 
 @test "it can be all that is prefetched, also that of a lower layer" {

@@ -90,5 +90,6 @@ amend_main (int argc, char *argv[])
     nc_error ("nothing to change: name at least one --prefetch option");
     return usage_error (argv[0]);
   }
+  prefetch_options_end (&amendment);
   return amend (argv[optind], &amendment, json);
 }

@@ -273,6 +273,7 @@ create_main (int argc, char *argv[])
     return usage_error (argv[0]);
   }
   opts.path = argv[optind++];
+  prefetch_options_end (&prefetch);
   opts.prefetch = prefetch.prefetch;
   if (optind < argc) {
     if (parse_size ("SIZE", argv[optind++], &opts.size) == -1)

@@ -111,6 +111,15 @@ prefetch_option (int c, const char *arg, struct nc_image_amendment *to)
   }
 }
 
+void
+prefetch_options_end (struct nc_image_amendment *to)
+{
+  if ((to->fields & (NC_AMEND_WHOLE | NC_AMEND_PROFILE)) == NC_AMEND_WHOLE) {
+    to->fields |= NC_AMEND_PROFILE;
+    to->prefetch.profile = to->prefetch.whole;
+  }
+}
+
 static void
 print_rate (const char *label, uint64_t rate)
 {

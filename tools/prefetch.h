@@ -43,7 +43,8 @@ enum {
   "      --prefetch=on|off\n" \
   "                         prefetch the whole image (default: off)\n" \
   "      --prefetch-profile=on|off\n" \
-  "                         prefetch what the profile names, first\n" \
+  "                         prefetch what the profile names, first; if\n" \
+  "                         it is not given, as --prefetch says\n" \
   "      --prefetch-start-delay=SECONDS\n" \
   "                         wait that long after the image was opened\n" \
   "      --prefetch-max-read-throughput=RATE\n" \
@@ -72,6 +73,11 @@ enum {
 extern int prefetch_option (int c, const char *arg,
                             struct nc_image_amendment *to)
   __attribute__ ((__nonnull__ (3)));
+
+/* After the last option: what --prefetch says goes for the profile, too, if
+ * nothing else was said of that. */
+extern void prefetch_options_end (struct nc_image_amendment *to)
+  __attribute__ ((__nonnull__ (1)));
 
 /* Policy and profile, as lines of "info". */
 extern void print_prefetch (const struct nc_image_info *info)

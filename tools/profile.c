@@ -82,10 +82,47 @@ need_profile (const char *path, const struct nc_profile_text *text)
   return -1;
 }
 
+/* What it takes that the profile of the image PATH is used, if that is not so
+ * by itself.  WHEN: what comes before its policy is changed. */
+static void
+print_use (const struct nc_image_info *info, const char *path,
+           const char *when)
+{
+  if (info->prefetch.profile || !info->has_backing)
+    return;
+  printf ("to have it read first: nbdchain serve --prefetch; or, for good%s:"
+          " nbdchain amend --prefetch-profile=on ", when);
+  print_text (stdout, path);
+  printf ("\n");
+}
+
 /* Record. */
 
+/* The same for the active image of a server, as far as it can be seen from
+ * here. */
+static void
+print_recorded_use (struct qmp *qmp)
+{
+  __attribute__ ((__cleanup__ (nc_image_info_free)))
+    struct nc_image_info info = { 0 };
+  const char *path;
+  json_t *nodes;
+  int r = -1;
+
+  hush_reports (true);
+  nodes = qmp_execute (qmp, "query-named-block-nodes", NULL);
+  path = json_string_value (json_object_get (json_array_get (nodes, 0),
+                                             "file"));
+  if (path)
+    r = nc_image_inspect (path, NULL, &info);
+  hush_reports (false);
+  if (r == 0)
+    print_use (&info, path, ", when the server has ended");
+  json_decref (nodes);
+}
+
 static int
-print_recorded (json_t *result)
+print_recorded (struct qmp *qmp, json_t *result)
 {
   const uint64_t ranges =
     json_integer_value (json_object_get (result, "ranges"));
@@ -99,7 +136,20 @@ print_recorded (json_t *result)
                      bytes));
   if (lost)
     printf ("there was no room for %" PRIu64 " more\n", lost);
+  print_recorded_use (qmp);
   json_decref (result);
+  return EXIT_DONE;
+}
+
+static int
+print_result (struct qmp *qmp, json_t *result, bool start, bool json)
+{
+  if (json)
+    return print_json (result);
+  if (!start)
+    return print_recorded (qmp, result);
+  json_decref (result);
+  puts ("recording");
   return EXIT_DONE;
 }
 
@@ -109,17 +159,11 @@ record (const char *socket, bool start, bool json)
   struct qmp *qmp = qmp_open (socket);
   json_t *result = qmp == NULL ? NULL
     : qmp_execute (qmp, start ? "x-profile-start" : "x-profile-stop", NULL);
+  const int status = result == NULL ? EXIT_FAILED
+    : print_result (qmp, result, start, json);
 
   qmp_close (qmp);
-  if (result == NULL)
-    return EXIT_FAILED;
-  if (json)
-    return print_json (result);
-  if (!start)
-    return print_recorded (result);
-  json_decref (result);
-  puts ("recording");
-  return EXIT_DONE;
+  return status;
 }
 
 /* Show. */
@@ -262,6 +306,7 @@ import (const char *path, const char *file, bool force)
   printf (" has a profile of %" PRIu64 " range%s, %s\n", info.profile_ranges,
           info.profile_ranges == 1 ? "" : "s",
           size_text (info.profile_bytes, bytes));
+  print_use (&info, path, "");
   return EXIT_DONE;
 }
 
