@@ -27,10 +27,10 @@
 #include <nbdkit-plugin.h>
 
 #include "chain.h"
-#include "control/listen.h"
 #include "control/qmp.h"
 #include "job/job.h"
 #include "job/stream.h"
+#include "listen.h"
 #include "ref.h"
 #include "report.h"
 #include "scope.h"
@@ -335,7 +335,8 @@ chain_get_ready (void)
 
   /* Only to see that it can be made, while the user sees an error: nbdkit
    * may yet become another user, whose socket it must be. */
-  if (config.control && nc_listen_check (config.control) == -1)
+  if (config.control &&
+      nc_listen_check ("control socket", config.control) == -1)
     return -1;
   jobs = nc_jobs_new ();
   chain = jobs ? nc_chain_open (&opts) : NULL;

@@ -1,9 +1,7 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /* Copyright (C) 2026 The nbdchain authors */
 
-/* The socket that "nbdchain serve" listens on, made or inherited.  A Unix socket is never open
- * to more users than asked for, not even for a moment, and what lies in its
- * place is removed only if it is a socket that nobody listens on. */
+/* The socket that "nbdchain serve" listens on, made or inherited. */
 
 #include <config.h>
 
@@ -21,6 +19,7 @@
 #include <sys/un.h>
 #include <unistd.h>
 
+#include "listen.h"
 #include "report.h"
 #include "scope.h"
 
@@ -87,88 +86,6 @@ make_private_dir (struct listener *listener)
   return 0;
 }
 
-/* Remove a socket that nobody listens on. */
-static int
-remove_stale (const struct sockaddr_un *addr)
-{
-  NC_CLOSE int fd = -1;
-  struct stat st;
-
-  if (lstat (addr->sun_path, &st) == -1) {
-    if (errno == ENOENT)
-      return 0;
-    nc_error ("socket %s: %m", addr->sun_path);
-    return -1;
-  }
-  if (!S_ISSOCK (st.st_mode)) {
-    nc_error ("socket %s: there is something else of that name, which is "
-              "not removed", addr->sun_path);
-    return -1;
-  }
-  fd = socket (AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
-  if (fd == -1) {
-    nc_error ("socket: %m");
-    return -1;
-  }
-  /* EAGAIN: somebody listens, but has no time. */
-  if (connect (fd, (const struct sockaddr *) addr, sizeof *addr) == 0 ||
-      errno == EAGAIN) {
-    nc_error ("socket %s: another server listens there", addr->sun_path);
-    return -1;
-  }
-  if (errno == ENOENT)
-    return 0;
-  if (errno != ECONNREFUSED || unlink (addr->sun_path) == -1) {
-    nc_error ("socket %s is there already and cannot be replaced: %m",
-              addr->sun_path);
-    return -1;
-  }
-  return 0;
-}
-
-static int
-bind_unix (struct listener *listener, mode_t mode)
-{
-  struct sockaddr_un addr = { .sun_family = AF_UNIX };
-  struct stat st;
-  mode_t mask;
-  int r;
-
-  if (strlen (listener->path) >= sizeof addr.sun_path) {
-    nc_error ("socket %s: the path has %zu bytes, but only %zu fit the "
-              "address of a socket", listener->path, strlen (listener->path),
-              sizeof addr.sun_path - 1);
-    return -1;
-  }
-  strcpy (addr.sun_path, listener->path);
-  if (remove_stale (&addr) == -1)
-    return -1;
-  listener->fd = socket (AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
-  if (listener->fd == -1) {
-    nc_error ("socket: %m");
-    return -1;
-  }
-  mask = umask (077);
-  r = bind (listener->fd, (struct sockaddr *) &addr, sizeof addr);
-  umask (mask);
-  if (r == -1) {
-    nc_error ("socket %s: %m", listener->path);
-    return -1;
-  }
-  if (lstat (listener->path, &st) == -1) {
-    nc_error ("socket %s: %m", listener->path);
-    return -1;
-  }
-  listener->dev = st.st_dev;
-  listener->ino = st.st_ino;
-  if (chmod (listener->path, mode) == -1 ||
-      listen (listener->fd, SOMAXCONN) == -1) {
-    nc_error ("socket %s: %m", listener->path);
-    return -1;
-  }
-  return 0;
-}
-
 static int
 make_unix_uri (struct listener *listener)
 {
@@ -198,7 +115,9 @@ listener_open_unix (struct listener *listener, const char *path, mode_t mode)
       goto fail;
     }
   }
-  if (bind_unix (listener, mode) == -1 || make_unix_uri (listener) == -1)
+  listener->fd = nc_listen_unix ("socket", listener->path, mode, SOMAXCONN,
+                                 &listener->made);
+  if (listener->fd == -1 || make_unix_uri (listener) == -1)
     goto fail;
   return 0;
 
@@ -409,9 +328,10 @@ listener_close (struct listener *listener)
   if (listener->fd >= 0)
     close (listener->fd);
   /* Somebody may have replaced it. */
-  if (listener->path && listener->ino != 0 &&
+  if (listener->path && listener->made.st_ino != 0 &&
       lstat (listener->path, &st) == 0 &&
-      st.st_dev == listener->dev && st.st_ino == listener->ino)
+      st.st_dev == listener->made.st_dev &&
+      st.st_ino == listener->made.st_ino)
     unlink (listener->path);
   if (listener->private_dir)
     rmdir (listener->private_dir);

@@ -9,6 +9,7 @@
 
 #include <stdbool.h>
 #include <stddef.h>
+#include <sys/stat.h>
 #include <sys/types.h>
 
 /* listener.c */
@@ -20,8 +21,7 @@ struct listener {
   char *uri;                    /* where clients find it */
   char *path;                   /* of a Unix socket, absolute; else NULL */
   char *private_dir;            /* directory made for it, or NULL */
-  dev_t dev;                    /* what was made at PATH */
-  ino_t ino;
+  struct stat made;             /* at PATH */
 };
 
 /* Listen on the Unix socket PATH with permissions MODE.  NULL: a new one in

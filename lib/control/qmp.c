@@ -14,6 +14,7 @@
 #include "control/qmp.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <poll.h>
 #include <pthread.h>
 #include <signal.h>
@@ -34,8 +35,8 @@
 #include "control/command.h"
 #include "control/commands.h"
 #include "control/frame.h"
-#include "control/listen.h"
 #include "job/job.h"
+#include "listen.h"
 #include "report.h"
 #include "scope.h"
 
@@ -573,8 +574,9 @@ nc_control_open (const char *path)
   if (control->path == NULL || control->wake_fd == -1)
     nc_error ("control socket: %m");
   else
-    control->fd = nc_listen_unix (path, NC_CONTROL_CLIENTS, &control->made);
-  if (control->fd >= 0)
+    control->fd = nc_listen_unix ("control socket", path, 0600,
+                                  NC_CONTROL_CLIENTS, &control->made);
+  if (control->fd >= 0 && fcntl (control->fd, F_SETFL, O_NONBLOCK) == 0)
     return control;
   err = errno;
   nc_control_close (control);

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /* Copyright (C) 2026 The nbdchain authors */
 
-/* Tests of lib/control/qmp.c, listen.c, commands.c and events.c: a real
+/* Tests of lib/control/qmp.c, commands.c and events.c, and of lib/listen.c: a real
  * socket, and jobs that do what a test tells them. */
 
 #include <config.h>
@@ -19,8 +19,8 @@
 
 #include "control/command.h"
 #include "control/commands.h"
-#include "control/listen.h"
 #include "job/job.h"
+#include "listen.h"
 #include "tap.h"
 
 static char path[300];
@@ -393,12 +393,12 @@ test_name (void)
   umask (before);
 
   watch_names ();
-  ok (nc_listen_check (path) == 0 && listened == 0 && !was_early &&
+  ok (nc_listen_check ("socket", path) == 0 && listened == 0 && !was_early &&
       files () == 0, "that it could be made can be told without making it");
   fd = open (path, O_WRONLY | O_CREAT | O_CLOEXEC, 0600);
-  ok (fd >= 0 && close (fd) == 0 && nc_listen_check (path) == -1 &&
+  ok (fd >= 0 && close (fd) == 0 && nc_listen_check ("socket", path) == -1 &&
       errno == EEXIST && stat (path, &st) == 0 && unlink (path) == 0 &&
-      nc_listen_check ("no/such/dir") == -1 && errno == ENOENT,
+      nc_listen_check ("socket", "no/such/dir") == -1 && errno == ENOENT,
       "and that it could not");
 }
 
@@ -496,7 +496,7 @@ test_left (void)
       strstr (tap_error, "cannot be replaced: Permission denied"),
       "what keeps one that nobody serves from going is told");
   unlink_errno = 0;
-  ok (nc_listen_check (path) == 0 && files () == 0, "else it goes");
+  ok (nc_listen_check ("socket", path) == 0 && files () == 0, "else it goes");
 }
 
 static void

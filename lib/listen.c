@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /* Copyright (C) 2026 The nbdchain authors */
 
-/* Making the control socket, so that its name is there when a client can
- * connect, and not before.
+/* Making a Unix socket, so that its name is there when a client can connect,
+ * and not before.
  *
  * A socket has no name before it is bound, and cannot listen before that.  So
  * it is bound under a name that nobody looks for.  A name that refuses to
@@ -13,7 +13,7 @@
 
 #include <config.h>
 
-#include "control/listen.h"
+#include "listen.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -35,13 +35,12 @@
 #define LOCK_WAIT 100           /* times 10 milliseconds */
 
 static int
-set_address (struct sockaddr_un *addr, const char *path)
+set_address (const char *what, const char *path, struct sockaddr_un *addr)
 {
   *addr = (struct sockaddr_un) { .sun_family = AF_UNIX };
   if (path[0] == '\0' || strlen (path) >= sizeof addr->sun_path) {
-    nc_error ("control socket: '%s' is not a path of 1 to %zu bytes: give "
-              "another, such as /run/NAME.qmp", path,
-              sizeof addr->sun_path - 1);
+    nc_error ("%s: '%s' is not a path of 1 to %zu bytes: give another, such "
+              "as /run/NAME", what, path, sizeof addr->sun_path - 1);
     errno = EINVAL;
     return -1;
   }
@@ -50,13 +49,12 @@ set_address (struct sockaddr_un *addr, const char *path)
 }
 
 static int
-new_socket (void)
+new_socket (const char *what, int flags)
 {
-  const int fd = socket (AF_UNIX,
-                         SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+  const int fd = socket (AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | flags, 0);
 
   if (fd == -1)
-    nc_error ("control socket: %m");
+    nc_error ("%s: %m", what);
   return fd;
 }
 
@@ -81,7 +79,7 @@ lock_directory (const char *path)
 /* Remove the socket of a server that died.  Returns -1 if what is there is
  * something else, reported. */
 static int
-remove_stale (const struct sockaddr_un *addr)
+remove_stale (const char *what, const struct sockaddr_un *addr)
 {
   const char *path = addr->sun_path;
   NC_CLOSE int fd = -1;
@@ -90,27 +88,27 @@ remove_stale (const struct sockaddr_un *addr)
   if (lstat (path, &st) == -1)
     return 0;                   /* bind tells what is wrong, if anything is */
   if (!S_ISSOCK (st.st_mode)) {
-    nc_error ("control socket: %s: exists, and is no socket: give another "
-              "path", path);
+    nc_error ("%s: %s: exists, and is no socket: give another path", what,
+              path);
     errno = EEXIST;
     return -1;
   }
-  fd = new_socket ();
+  fd = new_socket (what, SOCK_NONBLOCK);
   if (fd == -1)
     return -1;
   /* EAGAIN: more clients are waiting than may. */
   if (connect (fd, (const struct sockaddr *) addr, sizeof *addr) == 0 ||
       errno == EAGAIN) {
-    nc_error ("control socket: %s: another server is using it: give another "
-              "path", path);
+    nc_error ("%s: %s: another server is using it: give another path", what,
+              path);
     errno = EADDRINUSE;
     return -1;
   }
   if (errno == ENOENT || (errno == ECONNREFUSED &&
                           (unlink (path) == 0 || errno == ENOENT)))
     return 0;
-  nc_error ("control socket: %s: is there already and cannot be replaced: "
-            "%m: give another path", path);
+  nc_error ("%s: %s: is there already and cannot be replaced: %m: give "
+            "another path", what, path);
   return -1;
 }
 
@@ -130,11 +128,12 @@ set_beside (struct sockaddr_un *addr, const char *path, unsigned i)
             room - n_end, path + dir, end + 5 - n_end);
 }
 
-/* A socket that has a name beside PATH, in *ADDR, and no other. */
+/* A socket that has a name beside PATH, in *ADDR, and no other, and that
+ * nobody else may use. */
 static int
-bind_beside (const char *path, struct sockaddr_un *addr)
+bind_beside (const char *what, const char *path, struct sockaddr_un *addr)
 {
-  NC_CLOSE int fd = new_socket ();
+  NC_CLOSE int fd = new_socket (what, 0);
   int r = -1;
 
   if (fd == -1)
@@ -149,7 +148,7 @@ bind_beside (const char *path, struct sockaddr_un *addr)
     }
   }
   if (r == -1) {
-    nc_error ("control socket: %s: %m", path);
+    nc_error ("%s: %s: %m", what, path);
     return -1;
   }
   r = fd;
@@ -170,58 +169,62 @@ rename_new (const char *from, const char *to)
   return 0;
 }
 
-/* Make FD, which is bound to *BESIDE, known as PATH. */
+/* Make FD, which is bound to BESIDE, known as PATH. */
 static int
-publish (int fd, int backlog, const struct sockaddr_un *beside,
-         const char *path, struct stat *made)
+publish (int fd, int backlog, const char *beside, const char *path,
+         mode_t mode, struct stat *made)
 {
   struct stat st;
   int err;
 
-  if (lstat (beside->sun_path, &st) == 0 && listen (fd, backlog) == 0 &&
-      rename_new (beside->sun_path, path) == 0) {
+  if (lstat (beside, &st) == 0 && chmod (beside, mode) == 0 &&
+      listen (fd, backlog) == 0 && rename_new (beside, path) == 0) {
     *made = st;
     return 0;
   }
   err = errno == EEXIST ? EADDRINUSE : errno;
-  unlink (beside->sun_path);
+  unlink (beside);
   errno = err;
-  nc_error ("control socket: %s: %m", path);
   return -1;
 }
 
 int
-nc_listen_unix (const char *path, int backlog, struct stat *made)
+nc_listen_unix (const char *what, const char *path, mode_t mode, int backlog,
+                struct stat *made)
 {
   struct sockaddr_un addr, beside = { .sun_family = AF_UNIX };
   NC_CLOSE int fd = -1, lock = -1;
   int r;
 
-  if (set_address (&addr, path) == -1)
+  if (set_address (what, path, &addr) == -1)
     return -1;
   lock = lock_directory (path);
-  if (remove_stale (&addr) == -1)
+  if (remove_stale (what, &addr) == -1)
     return -1;
-  fd = bind_beside (path, &beside);
-  if (fd == -1 || publish (fd, backlog, &beside, path, made) == -1)
+  fd = bind_beside (what, path, &beside);
+  if (fd == -1)
     return -1;
+  if (publish (fd, backlog, beside.sun_path, path, mode, made) == -1) {
+    nc_error ("%s: %s: %m", what, path);
+    return -1;
+  }
   r = fd;
   fd = -1;
   return r;
 }
 
 int
-nc_listen_check (const char *path)
+nc_listen_check (const char *what, const char *path)
 {
   struct sockaddr_un addr, beside = { .sun_family = AF_UNIX };
   NC_CLOSE int fd = -1, lock = -1;
 
-  if (set_address (&addr, path) == -1)
+  if (set_address (what, path, &addr) == -1)
     return -1;
   lock = lock_directory (path);
-  if (remove_stale (&addr) == -1)
+  if (remove_stale (what, &addr) == -1)
     return -1;
-  fd = bind_beside (path, &beside);
+  fd = bind_beside (what, path, &beside);
   if (fd == -1)
     return -1;
   unlink (beside.sun_path);
