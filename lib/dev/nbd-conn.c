@@ -701,7 +701,7 @@ add_connections (struct conn *conn)
   if (!nbd->absent || conn != &nbd->conns[0] || !conn->export.multi_conn ||
       nbd->argv)
     return;
-  for (unsigned i = 1; i < MAX_CONNS; i++)
+  for (unsigned i = 1; i < nbd->n_conns; i++)
     if (!nbd->conns[i].running && conn_start (&nbd->conns[i]) == -1)
       break;                           /* works with fewer */
 }

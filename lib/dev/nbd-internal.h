@@ -113,7 +113,7 @@ struct nbd {
   char *certificates, *psk, *username; /* for that; NULL: not given */
   uint64_t first_limit, max_limit;     /* of a stall */
   bool absent;                         /* not probed at open */
-  unsigned n_conns;
+  unsigned n_conns;                    /* at most */
   struct nc_repeat failures;           /* of reads, as the server says */
 
   pthread_mutex_t lock;

@@ -371,7 +371,7 @@ probe_export (struct nbd *nbd)
   nbd->dev.identity = probe.export.identity;
   nbd->minimum = probe.export.minimum;
   nbd->maximum = probe.export.maximum;
-  nbd->n_conns = probe.export.multi_conn && !nbd->argv ? MAX_CONNS : 1;
+  nbd->n_conns = probe.export.multi_conn && !nbd->argv ? nbd->n_conns : 1;
   return 0;
 }
 
@@ -486,6 +486,16 @@ set_up_tls (struct nbd *nbd, const struct nc_tls *tls)
     copy_string (ref, tls->username, &nbd->username) == -1 ? -1 : 0;
 }
 
+/* On each connection one thread receives at a time: what more of them than
+ * processors gain, they lose again by getting in each other's way. */
+static unsigned
+useful_conns (void)
+{
+  const long n = sysconf (_SC_NPROCESSORS_ONLN);
+
+  return n > 0 ? nc_min64 (n + 1, MAX_CONNS) : MAX_CONNS;
+}
+
 /* The device before anything is known of its export. */
 static struct nbd *
 new_device (const char *ref, unsigned retry, const struct nc_tls *tls)
@@ -507,7 +517,7 @@ new_device (const char *ref, unsigned retry, const struct nc_tls *tls)
     (retry ? nc_min64 (retry, STALL_LIMIT) : STALL_LIMIT) * SEC;
   nbd->max_limit = (retry ? retry : STALL_LIMIT_MAX) * SEC;
   nbd->limit = nbd->first_limit;
-  nbd->n_conns = MAX_CONNS;
+  nbd->n_conns = useful_conns ();
   for (i = 0; i < MAX_CONNS; i++) {
     nbd->conns[i].nbd = nbd;
     nbd->conns[i].backoff = BACKOFF_MIN;
