@@ -28,6 +28,8 @@
 #include "report.h"
 #include "scope.h"
 
+#define PAGE 4096               /* whole pages are copied quickest */
+
 struct slot {
   struct nc_piece piece;
   bool is_copied;
@@ -336,12 +338,12 @@ static void *
 thread (void *opaque)
 {
   struct nc_ring *ring = opaque;
-  NC_FREE char *buf = malloc (ring->size);
+  NC_FREE void *buf = NULL;
   struct slot *slot;
   bool is_copied;
 
   NC_LOCKED (&ring->lock);
-  if (buf == NULL)
+  if (posix_memalign (&buf, PAGE, ring->size) != 0)
     fail_locked (ring, ENOMEM);
   while (!ring->is_ending && !ring->has_ended && ring->first_errno == 0) {
     if (!may_begin_locked (ring)) {
