@@ -103,6 +103,16 @@ complete (struct request *req, int error)
   sem_post (&req->wake);
 }
 
+/* CONN, which holds REQ no more, is done with it. */
+static void
+finish (struct conn *conn, struct request *req, int error)
+{
+  conn->n_retired++;
+  if (conn->receiver == req)
+    conn->receiver = NULL;
+  complete (req, error);
+}
+
 static void
 kick (int eventfd)
 {
@@ -372,13 +382,11 @@ issue (struct conn *conn, struct request *req)
   };
 
   if (!is_allowed (conn, req)) {
-    conn->n_retired++;
-    complete (req, EAGAIN);
+    finish (conn, req, EAGAIN);
     return;
   }
   if (!req->buf && !conn->export.allocation) {
-    conn->n_retired++;
-    complete (req, 0);
+    finish (conn, req, 0);
     return;
   }
 
@@ -413,8 +421,7 @@ issue (struct conn *conn, struct request *req)
   else {
     int error = nbd_get_errno ();
 
-    conn->n_retired++;
-    complete (req, error == ENOMEM ? ENOMEM : EIO);
+    finish (conn, req, error == ENOMEM ? ENOMEM : EIO);
   }
 }
 
@@ -460,10 +467,7 @@ retire (struct conn *conn)
       read_again (conn, req);
       continue;
     }
-    conn->n_retired++;
-    if (conn->receiver == req)
-      conn->receiver = NULL;
-    complete (req, error ? error : req->error);
+    finish (conn, req, error ? error : req->error);
   }
 }
 
