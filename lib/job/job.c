@@ -63,7 +63,7 @@ struct nc_job {
   bool all;                     /* the progress may show all */
   uint64_t done;                /* what was reported as done */
   struct nc_rate rate;
-  struct nc_meter copied, progress;
+  struct nc_meter copied;
   uint64_t throttled, failed;   /* when it last was; 0 = never */
   enum nc_job_limit limit;
 };
@@ -195,6 +195,21 @@ nc_job_may_become (enum nc_job_status from, enum nc_job_status to)
 
 /* Events and snapshots. */
 
+/* Also while it is about to be, or about to go on. */
+static bool
+is_paused_locked (const struct nc_job *job)
+{
+  return job->info.paused || job->info.status == NC_JOB_PAUSED ||
+    job->info.status == NC_JOB_STANDBY;
+}
+
+/* By its speed. */
+static bool
+is_held_locked (const struct nc_job *job, uint64_t t)
+{
+  return job->throttled && t - job->throttled < LIMIT_SHOWN;
+}
+
 static enum nc_job_limit
 limit_locked (const struct nc_job *job, uint64_t t)
 {
@@ -202,9 +217,21 @@ limit_locked (const struct nc_job *job, uint64_t t)
     return job->info.io_status == NC_IO_OK ? NC_LIMIT_PAUSE : NC_LIMIT_ERROR;
   if (job->failed && t - job->failed < NC_SECOND)
     return NC_LIMIT_ERROR;
-  if (job->throttled && t - job->throttled < LIMIT_SHOWN)
-    return NC_LIMIT_RATE;
-  return job->limit;
+  return is_held_locked (job, t) ? NC_LIMIT_RATE : job->limit;
+}
+
+/* What is skipped takes no time, and nobody knows how much of the rest will
+ * be.  So the time left is that of copying all of it: the most it can be. */
+static bool
+time_left_locked (struct nc_job *job, uint64_t t, uint64_t *seconds)
+{
+  const struct nc_job_info *info = &job->info;
+
+  if (info->status != NC_JOB_RUNNING || info->limit == NC_LIMIT_PAUSE ||
+      info->limit == NC_LIMIT_ERROR || info->limit == NC_LIMIT_DELAY)
+    return false;
+  return nc_meter_left (&job->copied, info->len - info->offset, info->speed,
+                        is_held_locked (job, t), t, seconds);
 }
 
 /* Bring what depends on the time up to date. */
@@ -212,12 +239,12 @@ static const struct nc_job_info *
 snapshot_locked (struct nc_job *job)
 {
   struct nc_job_info *info = &job->info;
-  const uint64_t t = nc_now (), speed = nc_meter_rate (&job->progress, t);
+  const uint64_t t = nc_now ();
 
-  info->rate = nc_meter_rate (&job->copied, t);
+  info->rate = is_paused_locked (job) ? 0 : nc_meter_rate (&job->copied, t);
   info->limit = limit_locked (job, t);
-  info->has_seconds_left = info->status != NC_JOB_CONCLUDED && speed > 0;
-  info->seconds_left = speed > 0 ? (info->len - info->offset) / speed : 0;
+  info->seconds_left = 0;
+  info->has_seconds_left = time_left_locked (job, t, &info->seconds_left);
   return info;
 }
 
@@ -1146,6 +1173,8 @@ nc_job_pause_point (struct nc_job *job)
     while (job->info.paused && !should_stop_locked (job))
       pthread_cond_wait (&job->changed, &job->jobs->lock);
     job->info.busy = true;
+    job->copied = (struct nc_meter) { 0 };
+    job->throttled = 0;
     become_locked (job, ready ? NC_JOB_READY : NC_JOB_RUNNING);
   }
   job->seen = job->asked;
@@ -1195,14 +1224,10 @@ nc_job_set_len (struct nc_job *job, uint64_t len)
 void
 nc_job_progress (struct nc_job *job, uint64_t offset)
 {
-  uint64_t shown;
-
   NC_LOCKED (&job->jobs->lock);
-  shown = job->info.offset;
   if (offset > job->done)
     job->done = offset;
   show_locked (job);
-  nc_meter_add (&job->progress, job->info.offset - shown, nc_now ());
 }
 
 void

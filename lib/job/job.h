@@ -111,9 +111,11 @@ struct nc_job_info {
   char trouble[NC_JOB_TEXT];    /* what failed last and was ignored, or made
                                    it stop; "" = nothing since it resumed */
 
-  uint64_t rate;                /* bytes copied a second, measured */
-  uint64_t seconds_left;        /* at the measured progress */
-  bool has_seconds_left;
+  uint64_t rate;                /* bytes copied a second, measured; 0 while it
+                                   is paused */
+  uint64_t seconds_left;        /* if all that is left is copied, at that rate
+                                   or the speed that holds it */
+  bool has_seconds_left;        /* else nobody knows */
   uint64_t count[NC_JOB_N_COUNTERS];
   enum nc_job_limit limit;
 };

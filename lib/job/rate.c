@@ -14,6 +14,8 @@
 
 /* Over how long a measured rate is averaged. */
 #define METER_TIME 2e9          /* nanoseconds */
+/* After so long without any it says nothing of what is to come. */
+#define METER_QUIET UINT64_C (5000000000)
 
 static void
 settle (struct nc_rate *rate, uint64_t now)
@@ -90,6 +92,8 @@ nc_meter_add (struct nc_meter *meter, uint64_t count, uint64_t now)
     meter->start = now;
   roll (meter, now);
   meter->count += count;
+  if (count > 0)
+    meter->last = now;
 }
 
 uint64_t
@@ -97,4 +101,26 @@ nc_meter_rate (struct nc_meter *meter, uint64_t now)
 {
   roll (meter, now);
   return (uint64_t) meter->average;
+}
+
+static uint64_t
+seconds_for (uint64_t count, uint64_t rate)
+{
+  return count / rate + (count % rate != 0);
+}
+
+bool
+nc_meter_left (struct nc_meter *meter, uint64_t count, uint64_t limit,
+               bool is_held, uint64_t now, uint64_t *seconds)
+{
+  const uint64_t rate = nc_meter_rate (meter, now);
+
+  if (limit > 0 && is_held) {
+    *seconds = seconds_for (count, limit);
+    return true;
+  }
+  if (rate == 0 || now - meter->last >= METER_QUIET)
+    return false;
+  *seconds = seconds_for (count, limit > 0 && limit < rate ? limit : rate);
+  return true;
 }

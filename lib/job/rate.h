@@ -11,6 +11,7 @@
 #ifndef NC_RATE_H
 #define NC_RATE_H
 
+#include <stdbool.h>
 #include <stdint.h>
 
 #define NC_RATE_SLICE UINT64_C (100000000)      /* nanoseconds */
@@ -44,6 +45,7 @@ extern uint64_t nc_rate_take (struct nc_rate *rate, uint64_t count,
 struct nc_meter {
   uint64_t start;               /* of the slice that is being filled; 0: none */
   uint64_t count;               /* bytes in it */
+  uint64_t last;                /* when any came */
   double average;               /* bytes a second */
 };
 
@@ -55,5 +57,15 @@ extern void nc_meter_add (struct nc_meter *meter, uint64_t count,
 /* Bytes a second, as of NOW. */
 extern uint64_t nc_meter_rate (struct nc_meter *meter, uint64_t now)
   __attribute__ ((__nonnull__ (1)));
+
+/* How many *SECONDS it takes as of NOW, rounded up, until COUNT bytes more
+ * have gone through.  LIMIT: bytes a second that are allowed, 0 = any; IS_HELD:
+ * that is what keeps it at the moment, whatever was measured before.
+ * Returns false, and *SECONDS is not set, if that is unknown: nothing came in
+ * the last seconds. */
+extern bool nc_meter_left (struct nc_meter *meter, uint64_t count,
+                           uint64_t limit, bool is_held, uint64_t now,
+                           uint64_t *seconds)
+  __attribute__ ((__nonnull__ (1, 6)));
 
 #endif /* NC_RATE_H */

@@ -22,6 +22,8 @@ struct fake {
   _Atomic (unsigned) attempts;
   _Atomic (uint64_t) taken;     /* bytes that the speed let through */
   _Atomic (uint64_t) piece;     /* bytes a step; 0: it does not throttle */
+  _Atomic (enum nc_job_limit) limit;
+  uint64_t len, skip;           /* bytes; of them there already */
   _Atomic (bool) was_shutdown;
   int result, finalize_result;
   const char *error;
@@ -79,6 +81,7 @@ step (struct nc_job *job, struct fake *fake)
   const int err = fake->fail_read;
 
   wait_for_source (job, fake);
+  nc_job_set_limit (job, fake->limit);
   if (err) {
     fake->attempts++;
     if (nc_job_error (job, NC_JOB_READ, err) == NC_JOB_REPORT) {
@@ -102,7 +105,9 @@ fake_run (struct nc_job *job, void *opaque)
   struct fake *fake = opaque;
 
   fake->started = true;
-  nc_job_set_len (job, 1000);
+  nc_job_set_len (job, fake->len);
+  nc_job_count (job, NC_COUNT_LOCAL, fake->skip);
+  nc_job_progress (job, fake->skip);
   while (!fake->go) {
     if (nc_job_pause_point (job) == -1) {
       fake->was_shutdown = nc_job_is_shutdown (job);
@@ -180,7 +185,8 @@ static void
 init (struct fake *fake)
 {
   *fake = (struct fake) { .lock = PTHREAD_MUTEX_INITIALIZER,
-                          .woken = PTHREAD_COND_INITIALIZER };
+                          .woken = PTHREAD_COND_INITIALIZER,
+                          .len = 1000 };
   {
     NC_LOCKED (&events_lock);
     events[0] = '\0';
@@ -725,6 +731,68 @@ test_speed (void)
       "a job that waits for its speed is cancelled");
 }
 
+/* Poll until the job "a" has a measured rate. */
+static void
+wait_for_rate (void)
+{
+  do
+    must (nc_job_get (jobs, "a", &info) == 0, "get");
+  while (info.rate == 0);
+}
+
+static void
+test_time_left (void)
+{
+  struct fake fake;
+
+  init (&fake);
+  fake.len = 1000000;
+  fake.skip = 500000;
+  fake.piece = 1 << 20;
+  must (create (&fake, "a", (struct nc_job_options) { .speed = 1000 }) == 0,
+        "create");
+  wait_for_rate ();
+  do
+    must (nc_job_get (jobs, "a", &info) == 0, "get");
+  while (info.limit != NC_LIMIT_RATE);
+  ok (info.offset == 500000 && info.has_seconds_left &&
+      info.seconds_left == 500, "what is skipped does not make it look fast");
+  must (nc_job_set_speed (jobs, "a", 1, why) == 0, "set_speed");
+  do
+    must (nc_job_get (jobs, "a", &info) == 0, "get");
+  while (info.limit != NC_LIMIT_RATE);
+  ok (info.has_seconds_left && info.seconds_left == 500000,
+      "a new speed is reckoned with at once");
+  ok (nc_job_pause (jobs, "a", why) == 0 && comes_to ("a", NC_JOB_PAUSED) &&
+      !info.has_seconds_left && info.rate == 0,
+      "while it is paused it has no rate, and no time left");
+  fake.piece = 0;
+  ok (nc_job_resume (jobs, "a", why) == 0 &&
+      comes_to ("a", NC_JOB_RUNNING) && !info.has_seconds_left &&
+      info.rate == 0, "nor from before when it goes on");
+  must (nc_job_cancel (jobs, "a", false, why) == 0 && is_freed (&fake),
+        "cancel");
+
+  init (&fake);
+  fake.len = 1000000;
+  fake.piece = 1 << 20;
+  must (create (&fake, "a", (struct nc_job_options) {
+        .on_error = NC_ON_ERROR_STOP }) == 0, "create");
+  wait_for_rate ();
+  ok (info.has_seconds_left, "a job that works has a time left");
+  fake.limit = NC_LIMIT_DELAY;
+  do
+    must (nc_job_get (jobs, "a", &info) == 0, "get");
+  while (info.limit != NC_LIMIT_DELAY);
+  ok (!info.has_seconds_left, "not one that is in its start delay");
+  fake.limit = NC_LIMIT_SOURCE;
+  fake.fail_read = EIO;
+  ok (comes_to ("a", NC_JOB_PAUSED) && !info.has_seconds_left &&
+      info.rate == 0, "nor one that an error stopped");
+  must (nc_job_cancel (jobs, "a", false, why) == 0 && is_freed (&fake),
+        "cancel");
+}
+
 /* A read of a source that hangs keeps what a job works on. */
 static void
 test_free (void)
@@ -900,6 +968,7 @@ main (void)
   test_exclusion ();
   test_progress ();
   test_speed ();
+  test_time_left ();
   test_free ();
   test_stop ();
   test_storm (seed);

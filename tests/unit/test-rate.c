@@ -133,6 +133,47 @@ test_meter (void)
       "it follows, and sinks when nothing does");
 }
 
+/* What a meter that has seen SPEED bytes a second for 20 s, until now, says of
+ * COUNT bytes; UINT64_MAX: it does not know. */
+static uint64_t
+seconds_left (uint64_t count, uint64_t speed, uint64_t limit, bool is_held,
+              uint64_t quiet)
+{
+  struct nc_meter meter = { 0 };
+  uint64_t seconds;
+
+  for (unsigned i = 0; i < 2000; i++, t += SECOND / 100)
+    nc_meter_add (&meter, speed / 100, t);
+  t += quiet;
+  return nc_meter_left (&meter, count, limit, is_held, t, &seconds) ? seconds
+    : UINT64_MAX;
+}
+
+static void
+test_left (void)
+{
+  struct nc_meter meter = { 0 };
+  uint64_t seconds;
+
+  ok (is_near (seconds_left (1000 * MIB, 10 * MIB, 0, false, 0), 100, 1) &&
+      is_near (seconds_left (1000 * MIB, 10 * MIB, 30 * MIB, false, 0), 100,
+               1), "what is left takes its time at the measured rate");
+  ok (seconds_left (1, 10 * MIB, 0, false, 0) == 1 &&
+      seconds_left (0, 10 * MIB, 0, false, 0) == 0,
+      "it is no time only when nothing is left");
+  ok (seconds_left (1000, 200 * MIB, 1, true, 0) == 1000 &&
+      seconds_left (1000, 200 * MIB, 1, false, 0) == 1000,
+      "it is never less than the limit allows");
+  ok (seconds_left (1000, 100, 500, true, 0) == 2 &&
+      seconds_left (1000, 100, 500, true, 3600 * SECOND) == 2,
+      "nor more, where the limit alone is what holds it");
+  ok (seconds_left (1000, 2000, 0, false, 2 * SECOND) < UINT64_MAX &&
+      seconds_left (1000, 2000, 0, false, 6 * SECOND) == UINT64_MAX &&
+      seconds_left (1000, 2000, 500, false, 6 * SECOND) == UINT64_MAX &&
+      !nc_meter_left (&meter, 1000, 0, false, t, &seconds),
+      "it is not known when nothing has come for some seconds");
+}
+
 int
 main (void)
 {
@@ -140,5 +181,6 @@ main (void)
   test_idle ();
   test_change ();
   test_meter ();
+  test_left ();
   return tap_done ();
 }
