@@ -409,6 +409,20 @@ for n, message in enumerate(("QMP", "return", "return")):
   ends_with 0 "$client"
 }
 
+@test "that nobody watches, the server's messages tell how it ended" {
+  fail=y serve_over --filter=error -- file error-pread-rate=100%
+  touch fail
+  "$NBDCHAIN" stream qmp
+  wait_for 20 job_is 'J == {}'
+  grep "job 'disk' (stream) failed: .*server says.*start it again" \
+    serve.err
+  rm fail
+  "$NBDCHAIN" stream qmp
+  wait_for 20 job_is 'J == {}'
+  grep "job 'disk' (stream) is complete: top.fvd needs no backing" \
+    serve.err
+}
+
 @test "on-error=report: an error ends it, and the disk is as before" {
   fail=y serve_over --filter=error -- file error-pread-rate=100%
   listen

@@ -522,10 +522,21 @@ abort_locked (struct nc_job *job)
   become_locked (job, NC_JOB_ABORTING);
 }
 
+/* Who started it may not listen any more.  Its error does not change now. */
+static void
+report_failure (const struct nc_job *job)
+{
+  const char *then = job->type->after_failure;
+
+  nc_error ("job '%s' (%s) failed: %s%s%s", job->info.id, job->type->name,
+            job->info.error, then ? "; " : "", then ? then : "");
+}
+
 static void
 conclude (struct nc_job *job, int r)
 {
   struct nc_jobs *jobs = job->jobs;
+  bool failed;
 
   {
     NC_LOCKED (&jobs->lock);
@@ -539,6 +550,12 @@ conclude (struct nc_job *job, int r)
       abort_locked (job);
     else
       job->info.cancelled = false;
+    failed = job->info.failed;
+  }
+  if (failed)
+    report_failure (job);       /* this, too */
+  {
+    NC_LOCKED (&jobs->lock);
     tell_locked (job, (struct nc_job_event) {
         .kind = job->info.cancelled ? NC_EVENT_CANCELLED
           : NC_EVENT_COMPLETED });

@@ -168,6 +168,9 @@ extern void nc_jobs_each (struct nc_jobs *jobs, nc_job_fn fn, void *opaque)
 struct nc_job_type {
   const char *name;             /* "stream" */
 
+  /* For people, after it has failed: what holds now, and what to do. */
+  const char *after_failure;
+
   /* Its end changes which layers the chain has, or what is in those below
    * the top.  One such job at a time a device: another is refused. */
   bool changes_chain;

@@ -296,6 +296,7 @@ job_free (void *opaque)
 
 static const struct nc_job_type prefetch_type = {
   .name = "prefetch",
+  .after_failure = "what it copied stays, and the backing is still needed",
   .run = job_run,
   .wake = job_wake,
   .free = job_free,

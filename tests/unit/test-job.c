@@ -173,7 +173,7 @@ fake_free (void *opaque)
 }
 
 static const struct nc_job_type type = {
-  .name = "fake", .run = fake_run, .finalize = fake_finalize,
+  .name = "fake", .after_failure = "do it again", .run = fake_run, .finalize = fake_finalize,
   .wake = fake_wake, .changed = fake_changed, .free = fake_free,
 };
 
@@ -389,6 +389,7 @@ test_failure (void)
   fake.go = true;
   fake.result = -1;
   fake.error = "no such thing";
+  tap_clear ();
   ok (create (&fake, "a",
               (struct nc_job_options) { .manual_dismiss = true }) == 0 &&
       nc_job_wait (jobs, "a", -1, &info) == 0 && info.failed &&
@@ -396,6 +397,9 @@ test_failure (void)
       info.offset < info.len && is_dismissed (&fake, "a") &&
       events_are ("created running aborting COMPLETED concluded null "),
       "a job that fails says why, and is not finalized");
+  ok (tap_errors == 1 && strcmp (tap_error, "job 'a' (fake) failed: no such "
+                                 "thing; do it again") == 0,
+      "which is reported once, with what to do, though nobody may listen");
 
   init (&fake);
   fake.go = true;
@@ -417,6 +421,7 @@ test_cancel (void)
 
   init (&fake);
   fake.hang = true;
+  tap_clear ();
   must (create (&fake, "a", (struct nc_job_options) {
         .manual_dismiss = true }) == 0, "create");
   while (!fake.started)
@@ -430,6 +435,7 @@ test_cancel (void)
       !fake.was_shutdown && is_dismissed (&fake, "a") &&
       events_are ("created running aborting CANCELLED concluded null "),
       "a job is cancelled while its source hangs");
+  ok (tap_errors == 0, "that is no failure, and not reported");
 
   init (&fake);
   must (create (&fake, "a", (struct nc_job_options) {
