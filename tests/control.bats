@@ -515,8 +515,9 @@ record ()
 paused_as_before ()
 {
   [ "$("$NBDCHAIN" jobs --json qmp |
-    member '[[j["id"], j["status"], j["x-speed"], j["x-on-error"]]
-             for j in D]')" = "[['j', 'paused', 131072, 'stop']]" ]
+    member '[[j["id"], j["status"], j["x-speed"], j["x-on-error"],
+              j["total-progress"]]
+             for j in D]')" = "[['j', 'paused', 131072, 'stop', 4194304]]" ]
 }
 
 @test "a job that was cancelled, or has ended, does not go on" {

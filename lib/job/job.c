@@ -688,6 +688,7 @@ new_job (struct nc_jobs *jobs, const char *id,
   job->info = (struct nc_job_info) {
     .type = type->name,
     .device = opts->device,
+    .len = opts->len,
     .speed = opts->speed,
     .paused = opts->paused,
     .auto_finalize = !opts->manual_finalize,

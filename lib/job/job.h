@@ -199,6 +199,8 @@ struct nc_job_type {
 
 struct nc_job_options {
   const char *device;           /* "disk"; must outlive the job */
+  uint64_t len;                 /* all there is to do, if that is known: it is
+                                   shown before the job runs */
   uint64_t speed;
   enum nc_on_error on_error;
   bool manual_finalize, manual_dismiss; /* auto-... = false */

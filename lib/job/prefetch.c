@@ -221,7 +221,7 @@ progress (void *opaque, uint64_t done, uint64_t total,
   tell (p, NC_COUNT_COPIED, count->copied, &p->told.copied);
   tell (p, NC_COUNT_ZERO, count->zero, &p->told.zero);
   tell (p, NC_COUNT_LOCAL, count->local, &p->told.local);
-  nc_job_set_len (p->job, total);
+  (void) total;                 /* it was told when the job was made */
   nc_job_progress (p->job, done);
 }
 
@@ -319,6 +319,7 @@ nc_prefetch_start (struct nc_prefetch *p, struct nc_jobs *jobs,
   nc_stream_first (p->stream, p->ranges, p->n, !p->policy.whole);
   nc_stream_set_limit (p->stream, p->policy.slots);
   p->has_stream = true;
+  job_opts.len = nc_stream_total (p->stream);
   if (nc_job_create (jobs, id, &prefetch_type, &job_opts, p, why) == 0)
     return 0;
   nc_error ("prefetch: %s", why);

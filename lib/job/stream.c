@@ -304,8 +304,7 @@ done (void *opaque, const struct nc_piece *piece)
     so_far = s->first_size + piece->offset + piece->count;
   if (s->hooks->progress)
     s->hooks->progress (s->opaque, so_far,
-                        s->first_size + (s->no_sweep ? 0 : s->size),
-                        &s->count);
+                        nc_stream_total (s), &s->count);
 }
 
 static int
@@ -388,6 +387,12 @@ nc_stream_first (struct nc_stream *s, const struct nc_profile_range *ranges,
     blocks_of (s, &ranges[i], &offset, &end);
     s->first_size += end - offset;
   }
+}
+
+uint64_t
+nc_stream_total (const struct nc_stream *s)
+{
+  return s->first_size + (s->no_sweep ? 0 : s->size);
 }
 
 bool
@@ -608,7 +613,6 @@ job_run (struct nc_job *job, void *opaque)
   int r;
 
   s->job = job;
-  nc_job_set_len (job, s->size);
   nc_job_set_limit (job, NC_LIMIT_SOURCE);
   do {
     if (nc_job_pause_point (job) == -1)
@@ -703,6 +707,7 @@ nc_stream_create (struct nc_jobs *jobs, const char *id,
   }
   else {
     prepare_job (s);
+    with_arguments.len = nc_stream_total (s);
     with_arguments.arguments = arguments (base, ref);
     r = nc_job_create (jobs, id, &stream_type, &with_arguments, s, why);
     err = errno;

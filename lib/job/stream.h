@@ -87,6 +87,10 @@ extern void nc_stream_first (struct nc_stream *stream,
 extern bool nc_stream_is_at_first (const struct nc_stream *stream)
   __attribute__ ((__nonnull__ (1)));
 
+/* What the progress counts up to. */
+extern uint64_t nc_stream_total (const struct nc_stream *stream)
+  __attribute__ ((__nonnull__ (1)));
+
 /* Never more than so many reads in flight; at any time.  0: as many as help.
  */
 extern void nc_stream_set_limit (struct nc_stream *stream, unsigned limit)

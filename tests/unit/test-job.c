@@ -173,7 +173,8 @@ fake_free (void *opaque)
 }
 
 static const struct nc_job_type type = {
-  .name = "fake", .after_failure = "do it again", .run = fake_run, .finalize = fake_finalize,
+  .name = "fake", .after_failure = "do it again",
+  .run = fake_run, .finalize = fake_finalize,
   .wake = fake_wake, .changed = fake_changed, .free = fake_free,
 };
 
@@ -439,8 +440,10 @@ test_cancel (void)
 
   init (&fake);
   must (create (&fake, "a", (struct nc_job_options) {
-        .paused = true }) == 0, "create");
-  ok (comes_to ("a", NC_JOB_PAUSED) && !fake.started &&
+        .paused = true, .len = 77 }) == 0, "create");
+  ok (comes_to ("a", NC_JOB_PAUSED) && info.len == 77 && info.offset == 0,
+      "a job that starts paused shows what there is to do");
+  ok (!fake.started &&
       nc_job_cancel (jobs, "a", false, why) == 0 &&
       comes_to ("a", NC_JOB_NULL) && is_freed (&fake) && !fake.started &&
       events_are ("created running paused running aborting CANCELLED "

@@ -398,6 +398,22 @@ client (void *opaque)
   return NULL;
 }
 
+/* What there is to do is known before anything is done. */
+static void
+test_total (uint64_t *seed)
+{
+  const struct nc_prefetch_policy policy = {
+    .whole = true, .start_delay = 3600,
+  };
+  struct run run;
+
+  run_start (&run, &policy, NULL, 0, seed);
+  ok (nc_job_get (run.jobs, "p", &run.info) == 0 && run.info.len == SIZE &&
+      run.info.offset < SIZE && !run.info.has_seconds_left,
+      "in its start delay it shows all that it has to do, and no time left");
+  run_end (&run);
+}
+
 static void
 test_whole (uint64_t *seed)
 {
@@ -511,6 +527,7 @@ main (void)
   test_average ();
   test_failures ();
   make_folder ("test-prefetch");
+  test_total (&seed);
   for (unsigned i = 0; i < 3; ++i)
     test_whole (&seed);
   test_profile (&seed);
