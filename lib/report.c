@@ -99,19 +99,37 @@ nc_debug (const char *fmt, ...)
   errno = err;
 }
 
+/* Whether nobody has told CAUSE of late, nor too many others; then it counts
+ * as told at T, in seconds. */
+static bool
+begin_to_tell (struct nc_repeat *repeat, unsigned cause, uint64_t t)
+{
+  uint64_t *found = NULL, last[NC_REPEAT_CAUSES];
+  unsigned i;
+
+  for (i = 0; i < NC_REPEAT_CAUSES; ++i) {
+    last[i] = repeat->last[i];
+    if ((last[i] >> 16) + NC_REPEAT_SECONDS <= t)
+      found = &last[i];
+    else if ((last[i] & 0xffff) == cause)
+      return false;
+  }
+  return found &&
+    atomic_compare_exchange_strong (&repeat->last[found - last], found,
+                                    t << 16 | cause);
+}
+
 bool
 nc_repeat_report (struct nc_repeat *repeat, unsigned cause,
                   char text[NC_REPEAT_TEXT])
 {
   const int err = errno;
-  uint64_t last = repeat->last, untold, t;
+  uint64_t untold, t;
   struct timespec now;
 
   clock_gettime (CLOCK_MONOTONIC, &now);
   t = (uint64_t) now.tv_sec + NC_REPEAT_SECONDS; /* never 0 */
-  if (((last & 0xffff) == cause && t - (last >> 16) < NC_REPEAT_SECONDS) ||
-      !atomic_compare_exchange_strong (&repeat->last, &last,
-                                       t << 16 | cause)) {
+  if (!begin_to_tell (repeat, cause, t)) {
     repeat->untold++;
     errno = err;
     return false;

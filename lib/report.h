@@ -55,16 +55,18 @@ extern void nc_error_forget (void);
  * one message at once, and then one each NC_REPEAT_SECONDS.  All zeros to
  * begin with. */
 #define NC_REPEAT_SECONDS 10
+#define NC_REPEAT_CAUSES 4      /* known at a time */
 struct nc_repeat {
-  _Atomic (uint64_t) last;      /* what was reported, and when */
+  _Atomic (uint64_t) last[NC_REPEAT_CAUSES]; /* what was reported, and when */
   _Atomic (uint64_t) untold;    /* how often it was not */
 };
 
 #define NC_REPEAT_TEXT 64
 /* Whether the failure is to be reported now.  CAUSE, a number below 2^16,
- * tells failures apart: another one is always reported.  TEXT, for the end
- * of the message, becomes how often it was not reported before; empty if
- * never.  Keeps errno. */
+ * tells failures apart: another one is reported at once, up to NC_REPEAT_CAUSES
+ * in that time; they may come in any order.  TEXT, for the end of the message,
+ * becomes how often any was not reported before; empty if never.  Keeps
+ * errno. */
 extern bool nc_repeat_report (struct nc_repeat *repeat, unsigned cause,
                               char text[NC_REPEAT_TEXT])
   __attribute__ ((__nonnull__ (1, 3)));

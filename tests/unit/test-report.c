@@ -35,7 +35,9 @@ meet_failure (void *opaque)
 static void
 let_time_pass (struct nc_repeat *repeat)
 {
-  repeat->last -= (uint64_t) (NC_REPEAT_SECONDS + 1) << 16;
+  for (unsigned i = 0; i < NC_REPEAT_CAUSES; ++i)
+    if (repeat->last[i] > 0)
+      repeat->last[i] -= (uint64_t) (NC_REPEAT_SECONDS + 1) << 16;
 }
 
 static void
@@ -62,6 +64,26 @@ test_one_thread (void)
       "how often it was not told is told");
 }
 
+/* As threads do that fail at places of their own. */
+static void
+test_alternating (void)
+{
+  struct nc_repeat repeat = { 0 };
+  char text[NC_REPEAT_TEXT];
+  unsigned n = 0;
+
+  for (unsigned i = 0; i < 900; i++)
+    n += nc_repeat_report (&repeat, 1 + i % 3, text);
+  ok (n >= 3 && n < 300, "failures that take turns are not told each time");
+  for (unsigned i = 0; i < 900; i++)
+    n += nc_repeat_report (&repeat, 100 + i, text);
+  ok (n < 300, "nor are ever new ones");
+  repeat.untold = 17;
+  let_time_pass (&repeat);
+  ok (nc_repeat_report (&repeat, 2000, text) && strstr (text, "17 times"),
+      "they are counted");
+}
+
 static void
 test_threads (void)
 {
@@ -84,6 +106,7 @@ main (void)
 {
   tap_start (60);
   test_one_thread ();
+  test_alternating ();
   test_threads ();
   return tap_done ();
 }
