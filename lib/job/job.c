@@ -41,6 +41,10 @@
 /* How long what limited a job is shown as that. */
 #define LIMIT_SHOWN (2 * NC_RATE_SLICE)
 
+/* Before what failed is tried again; it doubles with each try. */
+#define RETRY_FIRST (NC_SECOND / 10)
+#define RETRY_DOUBLINGS 5       /* at most */
+
 struct nc_job {
   struct nc_jobs *jobs;
   struct nc_job *next;          /* in jobs->first or jobs->dead */
@@ -64,7 +68,8 @@ struct nc_job {
   uint64_t done;                /* what was reported as done */
   struct nc_rate rate;
   struct nc_meter copied;
-  uint64_t throttled, failed;   /* when it last was; 0 = never */
+  uint64_t throttled;           /* when it last was; 0 = never */
+  uint64_t failing_until;       /* shown as that */
   enum nc_job_limit limit;
 };
 
@@ -215,7 +220,7 @@ limit_locked (const struct nc_job *job, uint64_t t)
 {
   if (job->info.paused)
     return job->info.io_status == NC_IO_OK ? NC_LIMIT_PAUSE : NC_LIMIT_ERROR;
-  if (job->failed && t - job->failed < NC_SECOND)
+  if (t < job->failing_until)
     return NC_LIMIT_ERROR;
   return is_held_locked (job, t) ? NC_LIMIT_RATE : job->limit;
 }
@@ -1048,7 +1053,7 @@ apply_locked (struct nc_job *job, enum nc_job_verb verb, uint64_t what,
     info->paused = false;
     info->io_status = NC_IO_OK;
     info->trouble[0] = '\0';
-    job->failed = 0;
+    job->failing_until = 0;
     break;
   case NC_VERB_SET_SPEED:
     info->speed = what;
@@ -1264,6 +1269,16 @@ nc_job_set_limit (struct nc_job *job, enum nc_job_limit limit)
   job->limit = limit;
 }
 
+/* It shows for TIME, at least, that something failed. */
+static void
+fails_locked (struct nc_job *job, uint64_t time)
+{
+  const uint64_t until = nc_now () + time;
+
+  if (until > job->failing_until)
+    job->failing_until = until;
+}
+
 enum nc_job_action
 nc_job_error (struct nc_job *job, enum nc_job_operation operation, int err)
 {
@@ -1279,7 +1294,7 @@ nc_job_error (struct nc_job *job, enum nc_job_operation operation, int err)
     action = NC_JOB_STOP;
   else
     action = NC_JOB_REPORT;
-  job->failed = nc_now ();
+  fails_locked (job, NC_SECOND);
   if (action == NC_JOB_STOP && !info->cancelled) {
     info->io_status = full ? NC_IO_NOSPACE : NC_IO_FAILED;
     info->paused = true;
@@ -1288,6 +1303,24 @@ nc_job_error (struct nc_job *job, enum nc_job_operation operation, int err)
   tell_locked (job, (struct nc_job_event) {
       .kind = NC_EVENT_ERROR, .operation = operation, .action = action });
   return action;
+}
+
+uint64_t
+nc_job_retry_wait (unsigned tries)
+{
+  return RETRY_FIRST << (tries < RETRY_DOUBLINGS ? tries : RETRY_DOUBLINGS);
+}
+
+int
+nc_job_back_off (struct nc_job *job, unsigned tries)
+{
+  const uint64_t wait = nc_job_retry_wait (tries);
+
+  {
+    NC_LOCKED (&job->jobs->lock);
+    fails_locked (job, wait + LIMIT_SHOWN);
+  }
+  return nc_job_sleep (job, wait);
 }
 
 void

@@ -345,6 +345,13 @@ extern enum nc_job_action nc_job_error (struct nc_job *job,
                                         int err)
   __attribute__ ((__nonnull__ (1)));
 
+/* After NC_JOB_IGNORE: sleep, as nc_job_sleep, before what has failed TRIES
+ * times before is tried again: longer each time, up to some seconds. */
+extern int nc_job_back_off (struct nc_job *job, unsigned tries)
+  __attribute__ ((__nonnull__ (1)));
+/* How long that is, in nanoseconds. */
+extern uint64_t nc_job_retry_wait (unsigned tries);
+
 /* What failed, for people; before nc_job_error. */
 extern void nc_job_set_trouble (struct nc_job *job, const char *text)
   __attribute__ ((__nonnull__ (1, 2)));

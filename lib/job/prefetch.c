@@ -197,8 +197,9 @@ stands_back (void *opaque)
 }
 
 static int
-failed (void *opaque, enum nc_ring_step step, int err)
+failed (void *opaque, enum nc_ring_step step, int err, unsigned tries)
 {
+  (void) tries;                 /* the pace counts for all pieces */
   again (opaque, step == NC_RING_STORE ? NC_JOB_WRITE : NC_JOB_READ, err);
   return 0;
 }

@@ -176,14 +176,15 @@ current_run (struct nc_ring *ring)
 }
 
 /* Whether STEP, which was begun in RUN and failed, is to be tried again, and
- * now. */
+ * now.  TRIES: how often it was asked about before. */
 static bool
-once_more (struct nc_ring *ring, enum nc_ring_step step, uint64_t run)
+once_more (struct nc_ring *ring, enum nc_ring_step step, uint64_t run,
+           unsigned *tries)
 {
   const int err = errno;
   const bool again = is_out_of_date (ring, run) ||
     (ring->ops->failed &&
-     ring->ops->failed (ring->opaque, step, err) == 0);
+     ring->ops->failed (ring->opaque, step, err, (*tries)++) == 0);
 
   NC_LOCKED (&ring->lock);
   if (again)
@@ -198,6 +199,7 @@ static int
 plan (struct nc_ring *ring)
 {
   struct nc_piece *piece = &ring->planned;
+  unsigned tries = 0;
 
   while (!ring->is_planned) {
     const uint64_t run = current_run (ring);
@@ -208,7 +210,7 @@ plan (struct nc_ring *ring)
     r = ring->ops->next (ring->opaque, piece);
     if (r == 1)
       ring->is_planned = true;
-    else if (r == 0 || !once_more (ring, NC_RING_PLAN, run))
+    else if (r == 0 || !once_more (ring, NC_RING_PLAN, run, &tries))
       return r;
   }
   if (piece->read && ring->ops->throttle &&
@@ -269,6 +271,7 @@ static bool
 read_piece (struct nc_ring *ring, struct nc_piece *piece, char *buf)
 {
   uint64_t since, time, run;
+  unsigned tries = 0;
 
   for (;;) {
     since = nc_now ();
@@ -276,7 +279,7 @@ read_piece (struct nc_ring *ring, struct nc_piece *piece, char *buf)
     nc_error_forget ();
     if (ring->ops->read (ring->opaque, piece, buf) == 0)
       break;
-    if (!once_more (ring, NC_RING_READ, run))
+    if (!once_more (ring, NC_RING_READ, run, &tries))
       return false;
   }
   time = nc_now () - since;
@@ -303,6 +306,7 @@ store_piece (struct nc_ring *ring, const struct nc_piece *piece,
 static bool
 copy (struct nc_ring *ring, struct nc_piece *piece, char *buf)
 {
+  unsigned tries = 0;
   uint64_t run;
   int r;
 
@@ -314,7 +318,7 @@ copy (struct nc_ring *ring, struct nc_piece *piece, char *buf)
     run = current_run (ring);
     r = store_piece (ring, piece, piece->read ? buf : NULL);
     end_storing (ring);
-  } while (r == -1 && once_more (ring, NC_RING_STORE, run));
+  } while (r == -1 && once_more (ring, NC_RING_STORE, run, &tries));
   return r == 0;
 }
 

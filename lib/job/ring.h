@@ -64,12 +64,14 @@ struct nc_ring_ops {
    */
   void (*done) (void *opaque, const struct nc_piece *piece);
 
-  /* STEP failed with errno ERR, and nc_error_text, "" if it reported nothing.
+  /* STEP of a piece failed with errno ERR, and nc_error_text, "" if it
+   * reported nothing, after it had failed TRIES times already.
    * Not called for what was begun before the ring was interrupted last: that is
    * tried again first.  Returns 0: once more, when the ring is run
    * (again, if it was interrupted meanwhile); -1: the ring fails.
    * NULL: it fails. */
-  int (*failed) (void *opaque, enum nc_ring_step step, int err);
+  int (*failed) (void *opaque, enum nc_ring_step step, int err,
+                 unsigned tries);
 };
 
 /* OPS and OPAQUE must stay.  SIZE of a buffer: at most NC_RING_PIECE_MAX.

@@ -308,11 +308,12 @@ done (void *opaque, const struct nc_piece *piece)
 }
 
 static int
-failed (void *opaque, enum nc_ring_step step, int err)
+failed (void *opaque, enum nc_ring_step step, int err, unsigned tries)
 {
   struct nc_stream *s = opaque;
 
-  return s->hooks->failed ? s->hooks->failed (s->opaque, step, err) : -1;
+  return s->hooks->failed ? s->hooks->failed (s->opaque, step, err, tries)
+    : -1;
 }
 
 static const struct nc_ring_ops ring_ops = {
@@ -458,8 +459,7 @@ nc_stream_free (struct nc_stream *s)
 
 /* As a job. */
 
-#define TRY_AGAIN UINT64_C (100000000)  /* nanoseconds */
-#define LOOK UINT64_C (100000000)       /* of all threads */
+#define LOOK UINT64_C (100000000)       /* nanoseconds, of all threads */
 
 static uint64_t
 now (void)
@@ -533,7 +533,7 @@ job_stands_back (void *opaque)
 }
 
 static int
-job_failed (void *opaque, enum nc_ring_step step, int err)
+job_failed (void *opaque, enum nc_ring_step step, int err, unsigned tries)
 {
   struct nc_stream *s = opaque;
   const char *text = *nc_error_text () ? nc_error_text () : strerror (err);
@@ -542,7 +542,7 @@ job_failed (void *opaque, enum nc_ring_step step, int err)
   switch (nc_job_error (s->job, step == NC_RING_STORE ? NC_JOB_WRITE
                         : NC_JOB_READ, err)) {
   case NC_JOB_IGNORE:
-    nc_job_sleep (s->job, TRY_AGAIN);
+    nc_job_back_off (s->job, tries);
     return 0;
   case NC_JOB_STOP:
     nc_ring_interrupt (s->ring);

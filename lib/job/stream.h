@@ -40,7 +40,8 @@ struct nc_stream_count {
 struct nc_stream_hooks {
   /* As in struct nc_ring_ops. */
   int (*throttle) (void *opaque, uint64_t count);
-  int (*failed) (void *opaque, enum nc_ring_step step, int err);
+  int (*failed) (void *opaque, enum nc_ring_step step, int err,
+                 unsigned tries);
 
   /* How many bytes to read at a time; asked before each piece, and when the
    * stream is made: more than that, or NC_RING_PIECE, it will not be. */

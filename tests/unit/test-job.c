@@ -7,6 +7,8 @@
 
 #include "job/job.h"
 
+#include <limits.h>
+
 #include "tap.h"
 
 #define MS 1000000              /* nanoseconds */
@@ -84,10 +86,16 @@ step (struct nc_job *job, struct fake *fake)
   nc_job_set_limit (job, fake->limit);
   if (err) {
     fake->attempts++;
-    if (nc_job_error (job, NC_JOB_READ, err) == NC_JOB_REPORT) {
+    switch (nc_job_error (job, NC_JOB_READ, err)) {
+    case NC_JOB_REPORT:
       nc_job_set_error (job, "disk: %s", strerror (err));
       nc_job_set_error (job, "not shown");
       return -1;
+    case NC_JOB_IGNORE:
+      nc_job_back_off (job, fake->attempts - 1);
+      break;
+    case NC_JOB_STOP:
+      break;
     }
   }
   if (fake->piece && nc_job_throttle (job, fake->piece) == 0) {
@@ -551,6 +559,19 @@ test_errors (void)
       "ignore: the job goes on trying");
   must (nc_job_cancel (jobs, "a", false, why) == 0 && is_freed (&fake),
         "cancel");
+
+  {
+    uint64_t wait = nc_job_retry_wait (0);
+    bool good = wait <= 100 * MS;
+
+    for (unsigned tries = 1; tries < 100; tries++) {
+      good = good && nc_job_retry_wait (tries) >= wait;
+      wait = nc_job_retry_wait (tries);
+    }
+    ok (good && wait >= 1000 * (uint64_t) MS && wait <= 5000 * (uint64_t) MS &&
+        nc_job_retry_wait (UINT_MAX) == wait,
+        "what fails again and again is tried every few seconds");
+  }
 
   init (&fake);
   fake.fail_read = ENOSPC;

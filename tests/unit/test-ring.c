@@ -33,6 +33,7 @@ struct copy {
   enum nc_ring_step fail_step;
   _Atomic (unsigned) fail_times;
   _Atomic (unsigned) asked;     /* what to do about it */
+  _Atomic (unsigned) most_tries;
   bool again;
 
   _Atomic (bool) refuse;        /* throttled */
@@ -141,10 +142,14 @@ done (void *opaque, const struct nc_piece *piece)
 }
 
 static int
-failed (void *opaque, enum nc_ring_step step, int err)
+failed (void *opaque, enum nc_ring_step step, int err, unsigned tries)
 {
   struct copy *c = opaque;
+  unsigned most = c->most_tries;
 
+  while (tries > most &&
+         !atomic_compare_exchange_weak (&c->most_tries, &most, tries))
+    ;
   c->asked++;
   if (c->interrupt)
     nc_ring_interrupt (c->interrupt);
@@ -275,6 +280,8 @@ test_together (uint64_t *seed)
   free (c);
 }
 
+#define PIECES 4
+
 static void
 test_errors (uint64_t *seed, enum nc_ring_step step, const char *what)
 {
@@ -296,8 +303,12 @@ test_errors (uint64_t *seed, enum nc_ring_step step, const char *what)
   c->fail_at = SIZE / 2;
   c->fail_times = 20;
   c->again = true;
+  nc_ring_set_limit (ring, PIECES); /* so that some fail more than once */
   ok (nc_ring_run (ring) == 0 && c->done == SIZE && c->in_order &&
       c->asked == 20, "or it is tried again until it works");
+  ok (step == NC_RING_PLAN ? c->most_tries == 19
+      : c->most_tries >= 20 / PIECES - 1 && c->most_tries < 20,
+      "how often it was tried before is known, of each piece");
   nc_ring_free (ring);
   free (c);
 }
