@@ -409,7 +409,7 @@ for n, message in enumerate(("QMP", "return", "return")):
   ends_with 0 "$client"
 }
 
-@test "that nobody watches, the server's messages tell how it ended" {
+@test "that nobody watches, the server's messages tell when it fails" {
   fail=y serve_over --filter=error -- file error-pread-rate=100%
   touch fail
   "$NBDCHAIN" stream qmp
@@ -419,8 +419,7 @@ for n, message in enumerate(("QMP", "return", "return")):
   rm fail
   "$NBDCHAIN" stream qmp
   wait_for 20 job_is 'J == {}'
-  grep "job 'disk' (stream) is complete: top.fvd needs no backing" \
-    serve.err
+  [ "$(grep -c "job 'disk'" serve.err)" -eq 1 ]
 }
 
 @test "on-error=report: an error ends it, and the disk is as before" {

@@ -630,13 +630,8 @@ job_finalize (struct nc_job *job, void *opaque)
   struct nc_stream *s = opaque;
 
   nc_error_forget ();
-  if (nc_stream_finish (s) == 0) {
-    nc_notice ("job '%s' (stream) is complete: %s needs %s%s", nc_job_id (job),
-               nc_chain_layer_name (s->chain, 0),
-               s->base ? "nothing above its backing any more, which is "
-               : "no backing any more", s->base ? s->base : "");
+  if (nc_stream_finish (s) == 0)
     return 0;
-  }
   nc_job_set_error (job, "the new backing could not be recorded: %s",
                     *nc_error_text () ? nc_error_text () : strerror (errno));
   return -1;
