@@ -5,6 +5,7 @@
 # A profile: what is read first is recorded, shown, carried to another image,
 # and prefetched there before all else.
 # shellcheck disable=SC2034,SC2154      # common.bash sets and uses these
+# shellcheck disable=SC2030,SC2031      # a test is a subshell
 
 load common
 load qmp
@@ -128,6 +129,100 @@ holds ()
   [[ $output == *"was recorded over the base"*"--force"* ]]
   "$NBDCHAIN" profile import --force three.fvd out
   [ "$(ranges three.fvd)" = "[(4096, 8192), (1048576, 65536)]" ]
+}
+
+# refuses_to_replace FILE WHAT: an export says WHAT, and FILE stays as it is.
+refuses_to_replace ()
+{
+  local found
+  found=$(stat -c '%i %s %y' "$1")
+  [ ! -f "$1" ] || cp "$1" before
+  run -1 "$NBDCHAIN" profile export one.fvd "$1"
+  [ "$output" = "nbdchain: $1: is there already, $2, and stays as it is: give the profile another name, or remove that first" ]
+  [ "$(stat -c '%i %s %y' "$1")" = "$found" ]
+  [ ! -f "$1" ] || cmp before "$1"
+}
+
+@test "an export replaces nothing but a profile" {
+  truncate -s 64M base.raw
+  make_overlay one.fvd base.raw
+  make_overlay two.fvd base.raw
+  printf '%s\n' 'nbdchain-profile 1' 'size 67108864' '0 4096 8192' >boot
+  "$NBDCHAIN" profile import one.fvd boot
+  "$NBDCHAIN" profile export one.fvd >want
+
+  # A profile and an empty file are, by a new file; with its mode.
+  chmod 600 boot
+  ln boot link
+  "$NBDCHAIN" profile export one.fvd boot
+  cmp want boot
+  [ "$(stat -c %a boot)" = 600 ]
+  run ! cmp -s want link
+  : >empty
+  "$NBDCHAIN" profile export one.fvd ./empty
+  cmp want empty
+  # What has the name that the new file would have had stays.
+  # shellcheck disable=SC2016     # the inner shell's
+  sh -c 'printf %x $$ >number; echo mine >new.new.$(cat number)
+         exec "$@"' - "$NBDCHAIN" profile export one.fvd new
+  cmp want new
+  [ "$(cat "new.new.$(cat number)")" = mine ]
+  rm "new.new.$(cat number)"
+  run ! compgen -G '*.new.*'
+
+  for file in one.fvd two.fvd base.raw; do
+    refuses_to_replace $file "is no profile"
+  done
+  # A guest can write what a profile begins with.
+  printf '%s\n' 'nbdchain-profile 1' 'size 67108864' >raw
+  truncate -s 4096 raw
+  refuses_to_replace raw "is no profile"
+  for file in two.fvd want nowhere; do
+    ln -sfn $file symlink
+    refuses_to_replace symlink "is a symbolic link"
+  done
+  [ ! -e nowhere ]
+  mkdir folder
+  refuses_to_replace folder "is no regular file"
+  run -1 "$NBDCHAIN" profile export one.fvd none/boot
+  [[ $output == *"none/boot: No such file or directory" ]]
+  run ! compgen -G '*.new.*'
+  "$NBDCHAIN" check one.fvd
+  "$NBDCHAIN" check two.fvd
+}
+
+@test "an export leaves an image that is served, and an old profile on a full disk" {
+  truncate -s 64M base.raw
+  make_overlay one.fvd base.raw
+  make_overlay two.fvd base.raw
+  printf '%s\n' 'nbdchain-profile 1' 'size 67108864' '0 4096 8192' >boot
+  "$NBDCHAIN" profile import one.fvd boot
+  serve two.fvd
+  qemu-io -f raw -c 'write -P 7 0 64k' "$uri" >/dev/null
+  refuses_to_replace two.fvd "is no profile"
+  stop "$pid"
+  "$NBDCHAIN" check two.fvd
+
+  cp boot before
+  # shellcheck disable=SC2016     # the inner shell's
+  run -1 sh -c 'ulimit -f 0; trap "" XFSZ; exec "$@"' - \
+    "$NBDCHAIN" profile export one.fvd boot
+  [[ $output == *"boot: File too large" ]]
+  cmp boot before
+  run ! compgen -G 'boot.new.*'
+}
+
+@test "an export goes into a pipe, too" {
+  truncate -s 64M base.raw
+  make_overlay one.fvd base.raw
+  printf '%s\n' 'nbdchain-profile 1' 'size 67108864' '0 4096 8192' >boot
+  "$NBDCHAIN" profile import one.fvd boot
+  "$NBDCHAIN" profile export one.fvd >want
+  "$NBDCHAIN" profile export one.fvd - | cmp - want
+  "$NBDCHAIN" profile export one.fvd /dev/stdout | cmp - want
+  [ ! -e ./- ]
+  run -1 "$NBDCHAIN" profile export one.fvd /dev/full
+  [[ $output == *"/dev/full: No space left on device" ]]
 }
 
 @test "what is no profile, or no image, is refused" {

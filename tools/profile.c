@@ -13,10 +13,12 @@
 #include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 
 #include "image.h"
 #include "profile-text.h"
 #include "qmp.h"
+#include "replace.h"
 #include "report.h"
 #include "scope.h"
 #include "timeline.h"
@@ -35,7 +37,8 @@ static const char help[] =
   "show    draws what was first read when: the disk from top to bottom, the\n"
   "        time from left to right, darker where more was read\n"
   "export  writes the profile of the fvd image IMAGE as text, to FILE or\n"
-  "        standard output; docs/formats/profile.md says how\n"
+  "        standard output ('-'); docs/formats/profile.md says how; of files\n"
+  "        that are there, only an earlier profile or an empty one is replaced\n"
   "import  puts the profile in FILE ('-': standard input) into IMAGE, which\n"
   "        must not be in use\n"
   "\n"
@@ -221,39 +224,6 @@ show (const char *path, bool json)
 /* Export and import. */
 
 static int
-close_file (FILE *fp, const char *name)
-{
-  const bool failed = ferror (fp);
-
-  if (fclose (fp) == 0 && !failed)
-    return EXIT_DONE;
-  nc_error ("%s: %m", name);
-  return EXIT_FAILED;
-}
-
-static int
-export (const char *path, const char *file)
-{
-  __attribute__ ((__cleanup__ (nc_profile_text_free)))
-    struct nc_profile_text text;
-  FILE *fp;
-
-  if (read_image (path, &text) == -1 || need_profile (path, &text) == -1)
-    return EXIT_FAILED;
-  if (file == NULL) {
-    nc_profile_text_write (stdout, &text);
-    return EXIT_DONE;           /* main looks for errors of stdout */
-  }
-  fp = fopen (file, "w");
-  if (fp == NULL) {
-    nc_error ("%s: %m", file);
-    return EXIT_FAILED;
-  }
-  nc_profile_text_write (fp, &text);
-  return close_file (fp, file);
-}
-
-static int
 read_text (const char *file, struct nc_profile_text *text)
 {
   FILE *fp = strcmp (file, "-") == 0 ? stdin : fopen (file, "r");
@@ -268,6 +238,129 @@ read_text (const char *file, struct nc_profile_text *text)
   if (fp != stdin)
     fclose (fp);
   return r;
+}
+
+/* Whether FILE is a profile to its end: that it begins as one says little, as
+ * the beginning of a raw image is what a guest has written there. */
+static bool
+is_profile (const char *file)
+{
+  struct nc_profile_text text;
+  bool is;
+
+  hush_reports (true);
+  is = read_text (file, &text) == 0;
+  hush_reports (false);
+  nc_profile_text_free (&text);
+  return is;
+}
+
+/* Whether a profile may have the name FILE, with which MODE; else reported. */
+static int
+may_be_written (const char *file, mode_t *mode)
+{
+  const char *what = "is no profile";
+  struct stat st;
+
+  *mode = 0666;
+  if (lstat (file, &st) == -1) {
+    if (errno == ENOENT)
+      return 0;
+    nc_error ("%s: %m", file);
+    return -1;
+  }
+  if (!S_ISREG (st.st_mode))
+    what = S_ISLNK (st.st_mode) ? "is a symbolic link" : "is no regular file";
+  else if (access (file, W_OK) == -1)
+    what = "may not be written";
+  else if (st.st_size == 0 || is_profile (file)) {
+    *mode = st.st_mode & 0777;
+    return 0;
+  }
+  nc_error ("%s: is there already, %s, and stays as it is: give the profile "
+            "another name, or remove that first", file, what);
+  return -1;
+}
+
+/* The profile as a string, to be freed; NULL, reported. */
+static char *
+text_of (const struct nc_profile_text *text)
+{
+  char *string = NULL;
+  size_t len;
+  FILE *fp = open_memstream (&string, &len);
+  bool failed = fp == NULL;
+
+  if (fp) {
+    nc_profile_text_write (fp, text);
+    failed = ferror (fp);
+    failed |= fclose (fp) == EOF;
+  }
+  if (!failed)
+    return string;
+  nc_error ("out of memory");
+  free (string);
+  return NULL;
+}
+
+static int
+write_file (const char *file, const struct nc_profile_text *text)
+{
+  NC_FREE char *string = NULL;
+  mode_t mode;
+
+  if (may_be_written (file, &mode) == -1)
+    return EXIT_FAILED;
+  string = text_of (text);
+  if (string == NULL)
+    return EXIT_FAILED;
+  if (nc_replace_file (file, string, mode) == 0)
+    return EXIT_DONE;
+  nc_error ("%s: %m", file);
+  return EXIT_FAILED;
+}
+
+/* Where nothing can be lost: a pipe or a terminal, for one. */
+static bool
+is_stream (const char *file)
+{
+  struct stat st;
+
+  return stat (file, &st) == 0 &&
+    (S_ISFIFO (st.st_mode) || S_ISCHR (st.st_mode));
+}
+
+static int
+write_stream (const char *file, const struct nc_profile_text *text)
+{
+  FILE *fp = fopen (file, "ae");
+  bool failed = fp == NULL;
+
+  if (fp) {
+    nc_profile_text_write (fp, text);
+    failed = ferror (fp);
+    failed |= fclose (fp) == EOF;
+  }
+  if (!failed)
+    return EXIT_DONE;
+  nc_error ("%s: %m", file);
+  return EXIT_FAILED;
+}
+
+static int
+export (const char *path, const char *file)
+{
+  __attribute__ ((__cleanup__ (nc_profile_text_free)))
+    struct nc_profile_text text;
+
+  if (read_image (path, &text) == -1 || need_profile (path, &text) == -1)
+    return EXIT_FAILED;
+  if (file == NULL || strcmp (file, "-") == 0) {
+    nc_profile_text_write (stdout, &text);
+    return EXIT_DONE;           /* main looks for errors of stdout */
+  }
+  return is_stream (file) ? write_stream (file, &text)
+    : write_file (file, &text);
 }
 
 /* Whether the profile is for an image such as INFO. */
