@@ -879,6 +879,33 @@ nc_chain_is_same_layer (struct nc_chain *a, size_t i, struct nc_chain *b,
   return same;
 }
 
+static bool
+is_file (const struct nc_dev *dev, const struct stat *st)
+{
+  dev_t st_dev;
+  ino_t st_ino;
+
+  return dev && nc_dev_file_id (dev, &st_dev, &st_ino) == 0 &&
+    st_dev == st->st_dev && st_ino == st->st_ino;
+}
+
+bool
+nc_chain_has_file (struct nc_chain *chain, const char *path)
+{
+  struct nc_view *pin;
+  struct stat st;
+  bool has = false;
+
+  if (stat (path, &st) == -1)
+    return false;
+  pin = nc_view_pin (&chain->views);
+  for (size_t i = 0; !has && i < pin->n; i++)
+    has = is_file (pin->layers[i]->dev, &st) ||
+      is_file (pin->layers[i]->data_dev, &st);
+  nc_view_unpin (&chain->views, pin);
+  return has;
+}
+
 void
 nc_chain_stats (struct nc_chain *chain, struct nc_chain_stats *stats)
 {

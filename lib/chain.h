@@ -181,6 +181,10 @@ extern bool nc_chain_is_same_layer (struct nc_chain *a, size_t i,
                                     struct nc_chain *b, size_t k)
   __attribute__ ((__nonnull__ (1, 3)));
 
+/* Whether PATH leads to a file that a layer has its bytes in. */
+extern bool nc_chain_has_file (struct nc_chain *chain, const char *path)
+  __attribute__ ((__nonnull__ (1, 2)));
+
 /* Counters since nc_chain_open; see nc_chain_stats. */
 struct nc_chain_stats {
   uint64_t waits;               /* requests that waited for a remote */

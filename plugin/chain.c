@@ -29,6 +29,7 @@
 #include "chain.h"
 #include "control/qmp.h"
 #include "job/job.h"
+#include "job/record.h"
 #include "job/stream.h"
 #include "listen.h"
 #include "ref.h"
@@ -312,6 +313,60 @@ cannot_be_written (void)
   return true;
 }
 
+/* Where jobs are recorded, and for which image; NULL: nowhere, or memory is
+ * short. */
+static char *
+jobs_path (char uuid[37])
+{
+  const char *image = nc_chain_active_path (chain, uuid);
+  struct stat st;
+  char *path;
+
+  /* Without a UUID nothing tells an image from one that took its name. */
+  if (!config.resume || !nc_chain_is_writable (chain) || *uuid == '\0')
+    return NULL;
+  if (config.jobs)
+    return strdup (config.jobs);
+  if (stat (image, &st) == -1 || !S_ISREG (st.st_mode)) {
+    nc_debug ("%s: which jobs run is not recorded", image);
+    return NULL;
+  }
+  return asprintf (&path, "%s.jobs", image) == -1 ? NULL : path;
+}
+
+/* What a record of jobs would take the place of must be one.  A raw layer has
+ * the bytes that a guest gave it, so these do not tell. */
+static int
+check_jobs (void)
+{
+  char uuid[37];
+  NC_FREE char *path = jobs_path (uuid);
+
+  if (path == NULL)
+    return 0;
+  if (nc_chain_has_file (chain, path)) {
+    nc_error ("%s: is a file of the disk that is to be served, and a record of "
+              "jobs would take its place: have the record elsewhere (nbdchain "
+              "serve --jobs FILE, jobs=FILE)", path);
+    return -1;
+  }
+  return nc_record_check (path);
+}
+
+static int
+resume_jobs (void)
+{
+  static const struct nc_job_kind kinds[] = {
+    { "stream", nc_stream_resume },
+    { NULL, NULL }
+  };
+  char uuid[37];
+  NC_FREE char *path = jobs_path (uuid);
+
+  return path == NULL ? 0
+    : nc_jobs_resume (jobs, path, uuid, "disk", kinds, chain);
+}
+
 static int
 chain_get_ready (void)
 {
@@ -342,6 +397,10 @@ chain_get_ready (void)
   chain = jobs ? nc_chain_open (&opts) : NULL;
   if (chain == NULL)
     return -1;
+  if (check_jobs () == -1) {
+    nc_chain_stop (chain);      /* nbdkit exits without a call of unload */
+    return -1;
+  }
   nc_server_begin (chain, jobs);
   return 0;
 }
@@ -360,42 +419,6 @@ quit (void *opaque __attribute__ ((__unused__)))
     nc_supervise_quit (supervise);
   else
     nbdkit_shutdown ();
-}
-
-/* Where jobs are recorded; NULL: nowhere, or memory is short, reported. */
-static char *
-jobs_path (const char *image)
-{
-  struct stat st;
-  char *path;
-
-  if (config.jobs)
-    return strdup (config.jobs);
-  if (stat (image, &st) == -1 || !S_ISREG (st.st_mode))
-    return NULL;
-  return asprintf (&path, "%s.jobs", image) == -1 ? NULL : path;
-}
-
-static int
-resume_jobs (void)
-{
-  static const struct nc_job_kind kinds[] = {
-    { "stream", nc_stream_resume },
-    { NULL, NULL }
-  };
-  char uuid[37];
-  const char *image = nc_chain_active_path (chain, uuid);
-  NC_FREE char *path = NULL;
-
-  /* Without a UUID nothing tells an image from one that took its name. */
-  if (!config.resume || !nc_chain_is_writable (chain) || *uuid == '\0')
-    return 0;
-  path = jobs_path (image);
-  if (path == NULL) {
-    nc_debug ("%s: which jobs run is not recorded", image);
-    return 0;
-  }
-  return nc_jobs_resume (jobs, path, uuid, "disk", kinds, chain);
 }
 
 static int

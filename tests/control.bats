@@ -6,6 +6,7 @@
 # client can harm another or the disk.
 # shellcheck disable=SC2034,SC2154      # common.bash sets and uses these
 # shellcheck disable=SC2016,SC2153      # for other shells; env.bash sets it
+# shellcheck disable=SC2030,SC2031      # a test is a subshell
 
 load common
 
@@ -546,11 +547,69 @@ paused_as_before ()
   chmod 666 top.fvd.jobs
   serve top.fvd
   wait_for 20 grep "top.fvd.jobs: no job goes on.*may write" serve.err
-  stop "$pid"
-  rm top.fvd.jobs
+}
+
+# refuses_record FILE WHY [ARGUMENT...]: top.fvd is not served, since FILE is
+# no record of jobs, and FILE stays as it is.
+refuses_record ()
+{
+  local file=$1 why=$2 found
+  shift 2
+  found=$(stat -c '%i %s' "$file")
+  run -1 timeout 20 "$NBDCHAIN" serve top.fvd -U s "$@"
+  [[ $output == *"$file: $why"*"have the record elsewhere (nbdchain serve --jobs FILE, jobs=FILE)"* ]]
+  [ "$(grep -c "$file: $why" <<<"$output")" -eq 1 ]
+  [ "$(stat -c '%i %s' "$file")" = "$found" ]
+  [ ! -e s ]
+}
+
+@test "what is no record of jobs is never replaced by one" {
+  dd if=/dev/urandom of=base.raw bs=1M count=4 status=none
+  make_overlay top.fvd base.raw
+  make_overlay other.fvd base.raw
+  local no="is no record of jobs" mine="is a file of the disk"
+  refuses_record other.fvd "$no (it has more than 1048576 bytes)" \
+    --jobs other.fvd
+  refuses_record top.fvd "$mine" --jobs top.fvd
+  refuses_record base.raw "$mine" --jobs ./base.raw
+  ln -s other.fvd link
+  refuses_record link "$no (it is a symbolic link)" --jobs link
+  ln -sfn top.fvd link
+  refuses_record link "$mine" --jobs link
+  # The same for what is where the record is if nothing is said.
   mkfifo top.fvd.jobs
-  serve top.fvd
-  wait_for 20 grep "top.fvd.jobs: no job goes on" serve.err
+  refuses_record top.fvd.jobs "$no (it is no regular file)"
+  rm top.fvd.jobs
+  echo hello >top.fvd.jobs
+  refuses_record top.fvd.jobs "$no (it does not begin as one)"
+  run -0 "$NBDCHAIN" check top.fvd
+  [[ $output != *warning:* ]]
+  # What is not written to is not looked at.
+  serve top.fvd --read-only --control qmp
+  stop "$pid"
+  serve top.fvd --resume off --control qmp
+  stop "$pid"
+  # An empty file is nothing to lose, and one that comes later is.
+  : >empty
+  serve top.fvd --control qmp --jobs empty
+  stream '"job-id": "j"'
+  [ "$(member '[j["id"] for j in D["jobs"]]' <empty)" = "['j']" ]
+  echo hello >empty
+  "$NBDCHAIN" cancel qmp j
+  grep "empty: which jobs run could not be recorded: it does not begin as one" \
+    serve.err
+  [ "$(cat empty)" = hello ]
+}
+
+@test "a layer is not replaced by a record of jobs, whatever is in it" {
+  truncate -s 1M base.raw
+  make_overlay mid.fvd base.raw
+  "$NBDCHAIN" create --data-file data.raw over.fvd 1M
+  record mid.fvd >base.raw
+  "$NBDCHAIN" create -b base.raw -F raw top.fvd
+  refuses_record base.raw "is a file of the disk" --jobs base.raw
+  cp over.fvd top.fvd
+  refuses_record data.raw "is a file of the disk" --jobs data.raw
 }
 
 @test "the record can be elsewhere, and is looked at only if it is wanted" {

@@ -866,9 +866,13 @@ nc_jobs_resume (struct nc_jobs *jobs, const char *path, const char *uuid,
                 void *opaque)
 {
   json_t *entries = nc_record_read (path, uuid), *failed;
-  char *path_copy = strdup (path), *uuid_copy = strdup (uuid);
+  char *path_copy, *uuid_copy;
 
-  if (entries == NULL || path_copy == NULL || uuid_copy == NULL) {
+  if (entries == NULL)
+    return -1;
+  path_copy = strdup (path);
+  uuid_copy = strdup (uuid);
+  if (path_copy == NULL || uuid_copy == NULL) {
     nc_error ("%s: out of memory", path);
     json_decref (entries);
     free (path_copy);

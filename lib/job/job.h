@@ -245,7 +245,8 @@ struct nc_job_kind {
  * itself or is cancelled.  What nc_jobs_stop stops stays recorded, so does
  * what cannot be started, which is reported, until there is another job of
  * that id.  Once, and before others use JOBS; DEVICE outlives it.
- * Returns -1 if memory is short, reported. */
+ * Returns -1 if PATH is something else (nc_record_check), or if memory is
+ * short, reported. */
 extern int nc_jobs_resume (struct nc_jobs *jobs, const char *path,
                            const char *uuid, const char *device,
                            const struct nc_job_kind *kinds, void *opaque)

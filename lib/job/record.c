@@ -3,9 +3,8 @@
 
 /* Reading and writing the file with the jobs of an image.
  *
- * A new file is made beside the old one, synced, given its name, and then the
- * directory is synced: whoever looks, also after power was lost, finds the
- * old one or the new one. */
+ * A file that is no record of jobs, by its content, is neither used nor
+ * replaced nor removed: its name may have been given by mistake. */
 
 #include <config.h>
 
@@ -13,7 +12,6 @@
 
 #include <errno.h>
 #include <fcntl.h>
-#include <libgen.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -21,10 +19,12 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "replace.h"
 #include "report.h"
 #include "scope.h"
 
 #define FORMAT 1                /* of the file */
+#define KEY "nbdchain-jobs"     /* what a record begins with */
 
 /* Entries. */
 
@@ -105,7 +105,7 @@ nc_record_parse (const char *text, size_t len, const char *uuid,
   json_int_t format;
 
   if (json_unpack_ex (file, &error, JSON_STRICT, "{s:I, s:s, s:o}",
-                      "nbdchain-jobs", &format, "uuid", &owner,
+                      KEY, &format, "uuid", &owner,
                       "jobs", &entries) == -1)
     refuse (why, "%.100s", error.text);
   else if (format != FORMAT)
@@ -137,48 +137,110 @@ read_all (int fd, char *buf, size_t size)
   return len;
 }
 
-/* Returns the file's text; NULL with errno, and a message in WHY if it is
- * not that of errno. */
-static char *
-load (const char *path, size_t *len, char why[NC_JOB_TEXT])
+/* A record, or what is left of one that was damaged; an empty file is one,
+ * too. */
+static bool
+is_record (const char *text, size_t len)
+{
+  static const char space[] = " \t\r\n";
+  json_t *file = json_loadb (text, len, 0, NULL);
+  const bool is = json_object_get (file, KEY) != NULL;
+
+  json_decref (file);
+  if (is || len == 0)
+    return true;
+  if (strlen (text) != len)
+    return false;
+  text += strspn (text, space);
+  if (*text++ != '{')
+    return false;
+  text += strspn (text, space);
+  return strncmp (text, "\"" KEY "\"", strlen ("\"" KEY "\"")) == 0;
+}
+
+struct found {
+  char *text;                   /* NULL: there is no file */
+  size_t len;                   /* without the final NUL */
+  struct stat st;
+};
+
+/* Look for the file PATH.  Returns -1 with a message in WHY if there is
+ * something that is no record of jobs, or that cannot be looked at. */
+static int
+find (const char *path, struct found *found, char why[NC_JOB_TEXT])
 {
   NC_CLOSE int fd = open (path, O_RDONLY | O_CLOEXEC | O_NOFOLLOW |
                           O_NONBLOCK);
-  struct stat st;
-  char *text;
-  ssize_t n;
+  ssize_t n = -1;
 
-  if (fd == -1 || fstat (fd, &st) == -1)
-    return NULL;
-  errno = EINVAL;
-  if (!S_ISREG (st.st_mode) || st.st_size > NC_RECORD_MAX)
-    return (char *) refuse (why, "it is no file of at most %d bytes",
-                            NC_RECORD_MAX);
-  if ((st.st_uid != geteuid () && st.st_uid != 0) || (st.st_mode & 022))
-    return (char *) refuse (why, "others than the server's user may write "
-                            "to it");
-  text = malloc (NC_RECORD_MAX);
-  n = text ? read_all (fd, text, NC_RECORD_MAX) : -1;
-  if (n == -1) {
-    free (text);
-    return NULL;
+  *found = (struct found) { 0 };
+  if (fd == -1 && errno == ENOENT)
+    return 0;
+  if (fd == -1 && errno == ELOOP)
+    refuse (why, "it is a symbolic link");
+  else if (fd == -1 || fstat (fd, &found->st) == -1)
+    refuse (why, "%s", strerror (errno));
+  else if (!S_ISREG (found->st.st_mode))
+    refuse (why, "it is no regular file");
+  else if (found->st.st_size > NC_RECORD_MAX)
+    refuse (why, "it has more than %d bytes", NC_RECORD_MAX);
+  else {
+    found->text = malloc (NC_RECORD_MAX + 1);
+    if (found->text)
+      n = read_all (fd, found->text, NC_RECORD_MAX);
+    if (n == -1)
+      refuse (why, "%s", strerror (errno));
   }
-  *len = n;
-  return text;
+  if (n >= 0) {
+    found->text[n] = '\0';
+    found->len = n;
+    if (is_record (found->text, n))
+      return 0;
+    refuse (why, "it does not begin as one");
+  }
+  free (found->text);
+  found->text = NULL;
+  return -1;
+}
+
+static int
+report_foreign (const char *path, const char *why)
+{
+  nc_error ("%s: is no record of jobs (%s), and one would take its place: "
+            "move it away, or have the record elsewhere (nbdchain serve "
+            "--jobs FILE, jobs=FILE)", path, why);
+  errno = EEXIST;
+  return -1;
+}
+
+int
+nc_record_check (const char *path)
+{
+  char why[NC_JOB_TEXT] = "";
+  struct found found;
+  const int r = find (path, &found, why);
+
+  free (found.text);
+  return r == 0 ? 0 : report_foreign (path, why);
 }
 
 json_t *
 nc_record_read (const char *path, const char *uuid)
 {
   char why[NC_JOB_TEXT] = "";
-  size_t len = 0;
-  NC_FREE char *text = load (path, &len, why);
+  struct found found;
   json_t *list = NULL;
 
-  if (text == NULL && why[0] == '\0' && errno != ENOENT)
-    refuse (why, "%s", strerror (errno));
-  if (text)
-    list = nc_record_parse (text, len, uuid, why);
+  if (find (path, &found, why) == -1) {
+    report_foreign (path, why);
+    return NULL;
+  }
+  if (found.text && ((found.st.st_uid != geteuid () && found.st.st_uid != 0) ||
+                     (found.st.st_mode & 022)))
+    refuse (why, "others than the server's user may write to it");
+  else if (found.text)
+    list = nc_record_parse (found.text, found.len, uuid, why);
+  free (found.text);
   if (why[0] != '\0')
     nc_error ("%s: no job goes on from where it was: %s; the file is "
               "replaced when a job is started", path, why);
@@ -192,68 +254,10 @@ nc_record_read (const char *path, const char *uuid)
 
 /* Writing. */
 
-static int
-sync_directory (const char *path)
-{
-  NC_FREE char *copy = strdup (path);
-  NC_CLOSE int fd = copy ? open (dirname (copy),
-                                 O_RDONLY | O_DIRECTORY | O_CLOEXEC) : -1;
-
-  return fd == -1 ? -1 : fsync (fd);
-}
-
-static int
-write_all (int fd, const char *text, size_t len)
-{
-  while (len > 0) {
-    const ssize_t n = write (fd, text, len);
-
-    if (n == -1 && errno != EINTR)
-      return -1;
-    if (n > 0) {
-      text += n;
-      len -= n;
-    }
-  }
-  return 0;
-}
-
-/* Make the file TMP, durable but for its name. */
-static int
-make_file (const char *tmp, const char *text)
-{
-  NC_CLOSE int fd = -1;
-
-  if (unlink (tmp) == -1 && errno != ENOENT)
-    return -1;
-  fd = open (tmp, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC | O_NOFOLLOW, 0600);
-  if (fd == -1)
-    return -1;
-  return write_all (fd, text, strlen (text)) == -1 ? -1 : fsync (fd);
-}
-
-static int
-replace (const char *path, const char *text)
-{
-  NC_FREE char *tmp = NULL;
-  int err;
-
-  if (asprintf (&tmp, "%s.new", path) == -1) {
-    tmp = NULL;
-    return -1;
-  }
-  if (make_file (tmp, text) == 0 && rename (tmp, path) == 0)
-    return sync_directory (path);
-  err = errno;
-  unlink (tmp);
-  errno = err;
-  return -1;
-}
-
 static char *
 text_of (const char *uuid, json_t *entries)
 {
-  json_t *file = json_pack ("{s:i, s:s, s:O}", "nbdchain-jobs", FORMAT,
+  json_t *file = json_pack ("{s:i, s:s, s:O}", KEY, FORMAT,
                             "uuid", uuid, "jobs", entries);
   char *text = file ? json_dumps (file, JSON_INDENT (2)) : NULL;
 
@@ -273,23 +277,36 @@ remove_file (const char *path)
 {
   if (unlink (path) == -1)
     return errno == ENOENT ? 0 : -1;
-  return sync_directory (path);
+  return nc_sync_directory (path);
+}
+
+static int
+write_file (const char *path, const char *uuid, json_t *entries)
+{
+  NC_FREE char *text = NULL;
+
+  if (json_array_size (entries) == 0)
+    return remove_file (path);
+  text = text_of (uuid, entries);
+  return text ? nc_replace_file (path, text, 0600) : -1;
 }
 
 int
 nc_record_write (const char *path, const char *uuid, json_t *entries)
 {
-  NC_FREE char *text = NULL;
-  int r;
+  char why[NC_JOB_TEXT] = "";
+  struct found found;
 
-  if (json_array_size (entries) == 0)
-    r = remove_file (path);
+  /* What is there may have changed since it was read. */
+  if (find (path, &found, why) == -1)
+    errno = EEXIST;
   else {
-    text = text_of (uuid, entries);
-    r = text ? replace (path, text) : -1;
+    free (found.text);
+    if (write_file (path, uuid, entries) == 0)
+      return 0;
+    refuse (why, "%s", strerror (errno));
   }
-  if (r == -1)
-    nc_error ("%s: which jobs run could not be recorded: %m; after a restart "
-              "of the server see whether they are as they should be", path);
-  return r;
+  nc_error ("%s: which jobs run could not be recorded: %s; after a restart "
+            "of the server see whether they are as they should be", path, why);
+  return -1;
 }

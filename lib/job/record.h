@@ -48,15 +48,22 @@ extern json_t *nc_record_parse (const char *text, size_t len,
                                 const char *uuid, char why[NC_JOB_TEXT])
   __attribute__ ((__nonnull__ (1, 3, 4)));
 
-/* The list in the file PATH, likewise; an empty one if there is no such
- * file, or none that can be used, which is reported.  NULL if memory is
- * short, reported. */
+/* Whether the file PATH may be written to: there is none, it is empty, or a
+ * record of jobs, of whatever image and however damaged.  Returns -1 with
+ * errno EEXIST if it is something else, or cannot be read, reported.  It need
+ * not be one that is used: nc_record_read. */
+extern int nc_record_check (const char *path) __attribute__ ((__nonnull__ (1)));
+
+/* The list in the file PATH, as nc_record_parse; an empty one if there is no
+ * such file, or none that can be used, which is reported.  NULL if it is
+ * something else (nc_record_check), or if memory is short, reported. */
 extern json_t *nc_record_read (const char *path, const char *uuid)
   __attribute__ ((__nonnull__ (1, 2)));
 
 /* Replace the file PATH by one with the list ENTRIES, or remove it if that is
- * empty; durable when it returns.  Returns -1 on error, reported; then it is
- * not known which of the two will be found. */
+ * empty; durable when it returns.  What nc_record_check refuses stays, which
+ * is an error.  Returns -1 on error, reported; then it is not known which of
+ * the two will be found. */
 extern int nc_record_write (const char *path, const char *uuid,
                             json_t *entries)
   __attribute__ ((__nonnull__ (1, 2, 3)));

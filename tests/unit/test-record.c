@@ -19,6 +19,7 @@
 static char dir[] = "/tmp/nbdchain-record.XXXXXX";
 static char path[64];
 static char why[NC_JOB_TEXT];
+static struct nc_jobs *jobs;
 
 static bool
 error_says (const char *text)
@@ -173,9 +174,9 @@ test_hostile_files (void)
   tap_clear ();
   ok (n_recorded () == 0 && tap_errors == 0, "no file is no error");
   must (mkdir (path, 0700) == 0, "mkdir");
-  ok (is_refused ("is no file"), "a directory is refused");
+  ok (is_refused ("is no regular file"), "a directory is refused");
   must (rmdir (path) == 0 && mkfifo (path, 0600) == 0, "mkfifo");
-  ok (is_refused ("is no file"), "so is a pipe, without waiting");
+  ok (is_refused ("is no regular file"), "so is a pipe, without waiting");
   snprintf (other, sizeof other, "%s.other", path);
   must (unlink (path) == 0 && symlink (other, path) == 0, "symlink");
   ok (is_refused ("symbolic"), "so is a symbolic link");
@@ -186,8 +187,103 @@ test_hostile_files (void)
   must (chmod (path, 0600) == 0, "chmod");
   ok (n_recorded () == 1, "which else is good");
   must (truncate (path, NC_RECORD_MAX + 1) == 0, "truncate");
-  ok (is_refused ("at most"), "so is a large one");
+  ok (is_refused ("more than"), "so is a large one");
   must (unlink (path) == 0, "unlink");
+}
+
+/* What TEXT, of LEN bytes, is as a file. */
+static bool
+is_taken (const char *text, size_t len)
+{
+  int fd = open (path, O_WRONLY | O_CREAT | O_TRUNC, 0600);
+
+  must (fd >= 0 && write (fd, text, len) == (ssize_t) len && close (fd) == 0,
+        "write");
+  tap_clear ();
+  if (nc_record_check (path) == 0)
+    return tap_errors == 0;
+  must (errno == EEXIST && tap_errors == 1 && error_says (path) &&
+        error_says ("is no record of jobs"), "the message");
+  return false;
+}
+
+static bool
+has_text (const char *name, const char *text)
+{
+  char buf[1000] = "";
+  FILE *f = fopen (name, "r");
+
+  must (f != NULL, "fopen");
+  fread (buf, 1, sizeof buf - 1, f);
+  fclose (f);
+  return strcmp (buf, text) == 0;
+}
+
+/* What is something else stays, whatever is to be recorded. */
+static void
+test_foreign_files (void)
+{
+  static const char *const records[] = {
+    "", RECORD ("[]"), RECORD ("["), " \n{\t\"nbdchain-jobs\"",
+    "{\"jobs\": [], \"nbdchain-jobs\": 2}",
+  };
+  static const char *const others[] = {
+    "hello\n", "{", "{}", "[]", "{\"jobs\": []}", "{\"nbdchain-jobs",
+    "[{\"nbdchain-jobs\": 1}]",
+  };
+  static const struct nc_job_kind no_kind = { NULL, NULL };
+  static const char image[] = RECORD ("[]") "\0";
+  json_t *none = json_array (), *list = json_pack ("[{}]");
+  bool right = true;
+
+  for (size_t i = 0; i < sizeof records / sizeof records[0]; i++)
+    if (!is_taken (records[i], strlen (records[i])))
+      right = note ("refused: %s", records[i]);
+  ok (right, "a record, a damaged one too, and an empty file may be replaced");
+  for (size_t i = 0; i < sizeof others / sizeof others[0]; i++)
+    if (is_taken (others[i], strlen (others[i])))
+      right = note ("taken: %s", others[i]);
+  ok (right && !is_taken (image, sizeof image - 1) && !is_taken ("", 1),
+      "what does not begin as one, or goes on with zeros, may not");
+
+  put ("hello\n");
+  jobs = nc_jobs_new ();
+  tap_clear ();
+  ok (nc_record_read (path, UUID) == NULL &&
+      nc_jobs_resume (jobs, path, UUID, "disk", &no_kind, NULL) == -1 &&
+      tap_errors == 2 && error_says ("is no record of jobs"),
+      "with that no jobs are gone on with");
+  nc_jobs_free (jobs);
+  tap_clear ();
+  ok (nc_record_write (path, UUID, list) == -1 &&
+      nc_record_write (path, UUID, none) == -1 && tap_errors == 2 &&
+      error_says ("does not begin as one") && has_text (path, "hello\n"),
+      "and it is neither replaced nor removed");
+  must (unlink (path) == 0, "unlink");
+  json_decref (none);
+  json_decref (list);
+}
+
+/* What a killed server, or anybody, has left where the new file is made. */
+static void
+test_neighbours (void)
+{
+  json_t *list = json_pack ("[{}]");
+  char old[80], other[80];
+
+  snprintf (old, sizeof old, "%s.new", path);
+  snprintf (other, sizeof other, "%s.new.%x", path, (unsigned) getpid ());
+  for (const char *name = old; name; name = name == old ? other : NULL) {
+    FILE *f = fopen (name, "w");
+
+    must (f && fputs ("mine", f) >= 0 && fclose (f) == 0, "put");
+  }
+  ok (nc_record_write (path, UUID, list) == 0 && is_there () &&
+      has_text (old, "mine") && has_text (other, "mine"),
+      "files beside it stay as they are");
+  must (unlink (old) == 0 && unlink (other) == 0 && unlink (path) == 0,
+        "unlink");
+  json_decref (list);
 }
 
 static void
@@ -228,7 +324,6 @@ test_write (void)
 
 /* Jobs. */
 
-static struct nc_jobs *jobs;
 static _Atomic (bool) finish, fail;
 static _Atomic (unsigned) starts;
 
@@ -564,6 +659,8 @@ main (void)
   test_killed ();               /* forks: before there are threads */
   test_parse ();
   test_hostile_files ();
+  test_foreign_files ();
+  test_neighbours ();
   test_write ();
   test_ends ();
   test_dormant ();
