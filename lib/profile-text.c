@@ -52,6 +52,14 @@ refuse (const struct reader *r, const char *fmt, ...)
   return -1;
 }
 
+static bool
+is_ascii (const char *text)
+{
+  while (*text && isascii ((unsigned char) *text))
+    text++;
+  return *text == '\0';
+}
+
 /* The next line that says something, without its newline.  Returns 1; 0 at
  * the end; or -1, reported. */
 static int
@@ -66,6 +74,8 @@ next_line (struct reader *r)
       return refuse (r, "longer than %d bytes, or without its end",
                      LINE_MAX - 2);
     r->buf[len - 1] = '\0';
+    if (!is_ascii (r->buf))
+      return refuse (r, "has what is no ASCII");
     if (*r->buf != '#' && *r->buf != '\0')
       return 1;
   }
@@ -75,9 +85,9 @@ next_line (struct reader *r)
   return -1;
 }
 
-/* Take a number, up to MAX, and what separates it from the next, from *P. */
+/* Take a number, up to MAX, and the character AFTER it, from *P. */
 static bool
-take_number (const char **p, uint64_t max, uint64_t *number)
+take_number (const char **p, char after, uint64_t max, uint64_t *number)
 {
   char *end;
 
@@ -85,9 +95,9 @@ take_number (const char **p, uint64_t max, uint64_t *number)
     return false;
   errno = 0;
   *number = strtoull (*p, &end, 10);
-  if (errno || *number > max || (*end != ' ' && *end != '\0'))
+  if (errno || *number > max || *end != after)
     return false;
-  *p = end + (*end == ' ');
+  *p = end + 1;
   return true;
 }
 
@@ -111,8 +121,8 @@ read_head (const struct reader *r, struct nc_profile_text *text)
 
   if (strncmp (p, "size ", 5) == 0) {
     p += 5;
-    return text->size == 0 && take_number (&p, NC_OFFSET_MAX, &text->size) &&
-      *p == '\0' && text->size > 0 ? 1
+    return text->size == 0 && take_number (&p, '\0', NC_OFFSET_MAX,
+                                           &text->size) && text->size > 0 ? 1
       : refuse (r, "'size' needs the bytes of the disk, once");
   }
   if (strncmp (p, "base ", 5) == 0) {
@@ -152,11 +162,11 @@ read_range (struct reader *r, struct nc_profile_text *text)
   const char *p = r->buf;
   uint64_t time;
 
-  if (!take_number (&p, UINT32_MAX, &time) ||
-      !take_number (&p, UINT64_MAX, &range.offset) ||
-      !take_number (&p, UINT64_MAX, &range.count) || *p != '\0')
-    return refuse (r, "three numbers are needed: milliseconds, offset and "
-                   "bytes");
+  if (!take_number (&p, ' ', UINT32_MAX, &time) ||
+      !take_number (&p, ' ', UINT64_MAX, &range.offset) ||
+      !take_number (&p, '\0', UINT64_MAX, &range.count))
+    return refuse (r, "three numbers are needed, milliseconds, offset and "
+                   "bytes, with one space between and nothing after");
   if (text->size == 0)
     return refuse (r, "'size', the bytes of the disk, must come before");
   if (range.count == 0 ||
