@@ -79,6 +79,31 @@ holds ()
   "$NBDCHAIN" check top.fvd
 }
 
+@test "without a recording, or what records, it is said what is missing" {
+  truncate -s 64M base.raw
+  make_overlay top.fvd base.raw
+  local none="nbdchain: qmp: nothing is being recorded: start a recording first (one that was under way when a server was killed is lost)"
+  serve_overlay top.fvd prefetch=off
+  run -1 "$NBDCHAIN" profile record qmp stop
+  [ "$output" = "$none" ]
+  "$NBDCHAIN" profile record qmp start
+  reads 1M 64k
+  kill -KILL "$(pgrep -P "$pid")"
+  is_lost ()
+  {
+    run "$NBDCHAIN" profile record qmp stop
+    [ "$output" = "$none" ]
+  }
+  wait_for 20 is_lost
+  stop "$pid"
+
+  serve top.fvd --control qmp
+  for what in start stop; do
+    run -1 "$NBDCHAIN" profile record qmp $what
+    [ "$output" = 'nbdchain: qmp: its server cannot record, as it does not prefetch: start it with "nbdchain serve --prefetch"' ]
+  done
+}
+
 @test "the filter can record from the start to the end" {
   truncate -s 64M base.raw
   make_overlay top.fvd base.raw

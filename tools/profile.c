@@ -156,12 +156,35 @@ print_result (struct qmp *qmp, json_t *result, bool start, bool json)
   return EXIT_DONE;
 }
 
+/* Whether the server has COMMAND, which comes with the prefetch filter; else
+ * reported. */
+static bool
+check_command (struct qmp *qmp, const char *socket, const char *command)
+{
+  json_t *list = qmp_execute (qmp, "query-commands", NULL), *json;
+  const bool answered = list != NULL;
+  bool has = false;
+  size_t i;
+
+  json_array_foreach (list, i, json) {
+    const char *name = json_string_value (json_object_get (json, "name"));
+
+    has |= name && strcmp (name, command) == 0;
+  }
+  json_decref (list);
+  if (answered && !has)
+    nc_error ("%s: its server cannot record, as it does not prefetch: start "
+              "it with \"nbdchain serve --prefetch\"", socket);
+  return has;
+}
+
 static int
 record (const char *socket, bool start, bool json)
 {
+  const char *command = start ? "x-profile-start" : "x-profile-stop";
   struct qmp *qmp = qmp_open (socket);
-  json_t *result = qmp == NULL ? NULL
-    : qmp_execute (qmp, start ? "x-profile-start" : "x-profile-stop", NULL);
+  json_t *result = qmp && check_command (qmp, socket, command)
+    ? qmp_execute (qmp, command, NULL) : NULL;
   const int status = result == NULL ? EXIT_FAILED
     : print_result (qmp, result, start, json);
 

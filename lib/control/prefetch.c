@@ -116,7 +116,9 @@ profile_stop (void *opaque, json_t *args, struct nc_command_error *error)
   nc_profile_get (state->profile, &stats);
   if (nc_profile_stop (state->profile, &ranges, &n) == -1)
     return nc_command_fail (error, NC_ERROR_GENERIC, "nothing is being "
-                            "recorded: x-profile-start begins");
+                            "recorded: start a recording first (one that "
+                            "was under way when a server was killed is "
+                            "lost)");
   if (!json_is_false (store) &&
       nc_chain_profile_write (state->chain, ranges, n) == -1)
     return nc_command_fail (error, NC_ERROR_GENERIC, "the profile could not "
