@@ -71,6 +71,7 @@ static _Atomic (int) n_clients;
 static struct nc_supervise *supervise;
 static struct nc_jobs *jobs;
 static struct nc_control *control;
+static _Atomic (bool) was_quit; /* by a command */
 
 static void
 to_nbdkit (enum nc_report_level level, const char *fmt, va_list args)
@@ -98,6 +99,8 @@ chain_load (void)
 static int
 stop_all (void)
 {
+  if (control)                  /* before jobs end that go on later */
+    nc_control_say_end (control, was_quit);
   nc_server_stop ();
   if (jobs)
     nc_jobs_stop (jobs);
@@ -415,6 +418,7 @@ stop (void *opaque __attribute__ ((__unused__)))
 static void
 quit (void *opaque __attribute__ ((__unused__)))
 {
+  was_quit = true;
   if (supervise)
     nc_supervise_quit (supervise);
   else

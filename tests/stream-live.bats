@@ -343,7 +343,7 @@ for block in after:
   listen
   "$NBDCHAIN" stream --speed 64K qmp
   run -1 "$NBDCHAIN" stream --watch qmp
-  [[ $output == *"job id 'disk' is in use"* ]]
+  [[ $output == *"job id 'disk' is in use"*'"nbdchain jobs --watch qmp disk"'* ]]
   "$NBDCHAIN" cancel qmp disk
   wait_for 20 hears BLOCK_JOB_CANCELLED
   run ! hears BLOCK_JOB_COMPLETED
@@ -365,6 +365,84 @@ for block in after:
   [[ $output == *"not finished: "*"start it again"* ]]
   rm fail
   "$NBDCHAIN" stream --watch qmp
+}
+
+# nbdkit_of PID: of that "serve".
+nbdkit_of ()
+{
+  pgrep -P "$1" | head -n 1
+}
+
+# says FILE PATTERN
+says ()
+{
+  grep -qs -- "$2" "$1"
+}
+
+# has_lines_beyond N FILE
+has_lines_beyond ()
+{
+  [ "$(wc -l <"$2")" -gt "$1" ]
+}
+
+@test "who watches goes on when the server dies and is started anew" {
+  serve_chain
+  start watcher "$NBDCHAIN" stream --speed 64K --watch --progress --json qmp
+  watcher=$pid
+  wait_for 20 says watcher.err '"done":[1-9]'
+  for _ in 1 2; do
+    nbdkit=$(nbdkit_of "$server")
+    kill -KILL "$nbdkit"
+    wait_for 20 job_is 'J.get("status") == "running"'
+    [ "$(nbdkit_of "$server")" != "$nbdkit" ]
+  done
+  lines=$(wc -l <watcher.err)
+  wait_for 20 has_lines_beyond "$lines" watcher.err
+  "$NBDCHAIN" set-speed qmp 0
+  ends_with 0 "$watcher"
+  says watcher.out '"copied": '
+  says watcher.err '"complete":true'
+  run ! says watcher.err nbdchain:
+}
+
+@test "who watches is told that the server has ended, and that the job goes on" {
+  serve_chain
+  start watcher "$NBDCHAIN" stream --speed 64K --watch qmp
+  watcher=$pid
+  wait_for 20 job_is 'J.get("x-copied", 0) > 0'
+  listen
+  stop "$server"
+  ends_with 1 "$watcher"
+  [ "$(wc -l <watcher.err)" = 1 ]
+  says watcher.err "qmp: the server has ended, .*; the job goes on when"
+  hears SHUTDOWN
+  hears host-signal
+}
+
+@test "a job that runs is watched by another, also after a restart" {
+  serve_chain
+  run -1 "$NBDCHAIN" jobs --watch qmp
+  [[ $output == *"qmp: there is no job, so none can be watched"* ]]
+  run -1 "$NBDCHAIN" jobs --watch qmp disk
+  [[ $output == *"qmp: there is no job 'disk'; \"nbdchain jobs qmp\" lists"* ]]
+  run -2 "$NBDCHAIN" jobs qmp disk
+  [[ $output == *"a JOB goes with --watch"* ]]
+  run -2 "$NBDCHAIN" jobs --progress qmp
+  "$NBDCHAIN" stream --speed 64K qmp
+  start first "$NBDCHAIN" jobs --watch --json qmp
+  first=$pid
+  stop "$server"
+  serve top.fvd --control qmp
+  server=$pid
+  start second "$NBDCHAIN" jobs --watch --progress qmp disk
+  second=$pid
+  wait_for 20 says second.err 'streaming: [0-9]'
+  "$NBDCHAIN" set-speed qmp 0
+  ends_with 0 "$second"
+  says second.out '^disk (stream) is done: copied '
+  ends_with 0 "$first"
+  says first.out '"id": "disk"'
+  is_right
 }
 
 # is_in_state LETTER PID: as ps has it; or it has ended, which the caller sees.

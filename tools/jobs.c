@@ -14,24 +14,30 @@
 #include <string.h>
 
 #include "pick.h"
+#include "progress.h"
 #include "qmp.h"
 #include "report.h"
 #include "scope.h"
+#include "watch.h"
 
 static const char jobs_help[] =
   "nbdchain jobs: list what a server moves in the background\n"
   "\n"
   "Usage: nbdchain jobs [OPTIONS] SOCKET\n"
+  "       nbdchain jobs --watch [OPTIONS] SOCKET [JOB]\n"
   "\n"
   "SOCKET is the one that the server was started with: nbdchain serve\n"
-  "--control SOCKET.\n"
+  "--control SOCKET.  JOB can be left out if just one has not ended.\n"
   "\n"
-  "      --json   print them as JSON: what query-jobs returns, see\n"
-  "               docs/control.md\n"
-  "  -h, --help   show this\n"
+  "      --watch      wait until a job has ended, and show its progress\n"
+  "      --progress   show that also where standard error is no terminal\n"
+  "      --json       print them as JSON: what query-jobs returns, see\n"
+  "                   docs/control.md\n"
+  "  -h, --help       show this\n"
   "\n"
   "Example:\n"
-  "  nbdchain jobs /run/vm.qmp\n";
+  "  nbdchain jobs /run/vm.qmp\n"
+  "  nbdchain jobs --watch /run/vm.qmp\n";
 
 /* What one of the verbs is called, does and takes. */
 struct verb {
@@ -123,11 +129,19 @@ static const struct verb set_speed_verb = {
   .command = "block-job-set-speed", .key = "device", .has_speed = true,
 };
 
-enum { OPT_JSON = 256, OPT_FORCE };
+enum { OPT_JSON = 256, OPT_FORCE, OPT_WATCH, OPT_PROGRESS };
 
 static const struct option plain_options[] = {
   { "json", no_argument, NULL, OPT_JSON },
   { "help", no_argument, NULL, 'h' },
+  { NULL, 0, NULL, 0 }
+};
+
+static const struct option jobs_options[] = {
+  { "json", no_argument, NULL, OPT_JSON },
+  { "help", no_argument, NULL, 'h' },
+  { "watch", no_argument, NULL, OPT_WATCH },
+  { "progress", no_argument, NULL, OPT_PROGRESS },
   { NULL, 0, NULL, 0 }
 };
 
@@ -267,6 +281,68 @@ list_jobs (const char *path, bool json)
   return status;
 }
 
+static int
+print_watched (const struct watch *w, bool json)
+{
+  char copied[SIZE_TEXT], zero[SIZE_TEXT], local[SIZE_TEXT];
+
+  if (json)
+    return print_json (json_pack (
+      "{s:o, s:o, s:I, s:I, s:I}", "id", json_text (w->id),
+      "type", json_text (w->type),
+      "copied", (json_int_t) w->result.copied,
+      "zero", (json_int_t) w->result.zero,
+      "local", (json_int_t) w->result.local));
+  print_text (stdout, w->id);
+  fputs (" (", stdout);
+  print_text (stdout, w->type);
+  printf (") is done: copied %s, %s of zeros, nothing to do for %s\n",
+          size_text (w->result.copied, copied),
+          size_text (w->result.zero, zero),
+          size_text (w->result.local, local));
+  return EXIT_DONE;
+}
+
+static int
+watch_one (struct qmp *qmp, const char *socket, const char *id, bool progress,
+           bool json)
+{
+  struct watch w = { .qmp = qmp, .socket = socket, .id = id };
+  json_t *jobs, *job;
+  int status = EXIT_FAILED;
+
+  watch_begin (&w);
+  jobs = qmp_execute (qmp, "query-jobs", NULL);
+  job = find_job (jobs, id);
+  if (job) {
+    w.type = string_of (job, "type");
+    if (watch_job (&w, progress_style (progress, json)) == 0)
+      status = print_watched (&w, json);
+  }
+  else if (jobs)
+    nc_error ("%s: there is no job '%s'; \"nbdchain jobs %s\" lists them",
+              socket, id, socket);
+  json_decref (job);
+  json_decref (jobs);
+  return status;
+}
+
+/* ID NULL: the one job that there is. */
+static int
+run_watch (const char *socket, const char *id, bool progress, bool json)
+{
+  struct qmp *qmp = qmp_open (socket);
+  NC_FREE char *picked = NULL;
+  int status = EXIT_FAILED;
+
+  if (qmp && id == NULL)
+    id = picked = pick_job (qmp, socket, PICK_TO_WATCH);
+  if (qmp && id)
+    status = watch_one (qmp, socket, id, progress, json);
+  qmp_close (qmp);
+  return status;
+}
+
 /* The job after the verb, as JSON; null if it is gone. */
 static int
 print_after (struct qmp *qmp, const char *id)
@@ -367,13 +443,19 @@ verb_main (const struct verb *verb, int argc, char *argv[])
 int
 jobs_main (int argc, char *argv[])
 {
-  bool json = false;
-  int c;
+  bool json = false, watch = false, progress = false;
+  int c, n;
 
-  while ((c = getopt_long (argc, argv, "h", plain_options, NULL)) != -1)
+  while ((c = getopt_long (argc, argv, "h", jobs_options, NULL)) != -1)
     switch (c) {
     case OPT_JSON:
       json = true;
+      break;
+    case OPT_WATCH:
+      watch = true;
+      break;
+    case OPT_PROGRESS:
+      progress = true;
       break;
     case 'h':
       fputs (jobs_help, stdout);
@@ -381,11 +463,18 @@ jobs_main (int argc, char *argv[])
     default:
       return usage_error (argv[0]);
     }
-  if (argc - optind != 1) {
-    nc_error ("give the control SOCKET of a server");
+  n = argc - optind;
+  if (n != 1 && (n != 2 || !watch)) {
+    nc_error ("give the control SOCKET of a server%s",
+              n == 2 ? "; a JOB goes with --watch" : "");
     return usage_error (argv[0]);
   }
-  return list_jobs (argv[optind], json);
+  if (progress && !watch) {
+    nc_error ("--progress goes with --watch");
+    return usage_error (argv[0]);
+  }
+  return watch ? run_watch (argv[optind], argv[optind + 1], progress, json)
+    : list_jobs (argv[optind], json);
 }
 
 int

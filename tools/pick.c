@@ -21,11 +21,11 @@
 static const char *
 participle (enum nc_job_verb verb)
 {
-  static const char *const words[NC_JOB_N_VERBS] = {
+  static const char *const words[] = {
     [NC_VERB_CANCEL] = "cancelled", [NC_VERB_PAUSE] = "paused",
     [NC_VERB_RESUME] = "resumed", [NC_VERB_SET_SPEED] = "given a rate",
     [NC_VERB_COMPLETE] = "completed", [NC_VERB_FINALIZE] = "finalized",
-    [NC_VERB_DISMISS] = "dismissed",
+    [NC_VERB_DISMISS] = "dismissed", [PICK_TO_WATCH] = "watched",
   };
 
   return words[verb];
@@ -37,6 +37,12 @@ text_of (json_t *job, const char *key)
   const char *text = json_string_value (json_object_get (job, key));
 
   return text ? text : "";
+}
+
+static const char *
+command (enum nc_job_verb verb)
+{
+  return verb == PICK_TO_WATCH ? "jobs --watch" : nc_job_verb_name (verb);
 }
 
 /* It was asked to pause; its status follows a little later. */
@@ -55,7 +61,7 @@ is_fit (json_t *job, enum nc_job_verb verb)
     return false;
   for (int s = 0; s < NC_JOB_N_STATUS; s++)
     if (strcmp (status, nc_job_status_name (s)) == 0)
-      return nc_job_may (s, verb);
+      return nc_job_may (s, verb == PICK_TO_WATCH ? NC_VERB_CANCEL : verb);
   return false;
 }
 
@@ -99,7 +105,7 @@ report_several (json_t *jobs, const char *socket, enum nc_job_verb verb)
 
   nc_error ("%s: %zu jobs can be %s: %s; name one: nbdchain %s %s %s%s",
             socket, json_array_size (jobs), participle (verb),
-            names ? names : "", nc_job_verb_name (verb), socket,
+            names ? names : "", command (verb), socket,
             text_of (json_array_get (jobs, 0), "device"),
             verb == NC_VERB_SET_SPEED ? " RATE" : "");
 }

@@ -9,18 +9,22 @@
 #include "qmp.h"
 
 #include <errno.h>
+#include <stdarg.h>
 #include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
 #include <sys/un.h>
+#include <time.h>
 #include <unistd.h>
 
+#include "clock.h"
 #include "report.h"
 #include "scope.h"
 
 #define PATIENCE 60             /* seconds */
+#define RETRY_INTERVAL 100000000 /* nanoseconds between attempts to connect */
 
 struct qmp {
   const char *path;             /* not owned; for messages */
@@ -30,7 +34,29 @@ struct qmp {
   size_t size;
   qmp_event_fn event;           /* NULL: none */
   void *opaque;
+  bool expects_loss;            /* its end is not reported */
+  bool is_lost;                 /* it has ended */
+  bool is_quiet;                /* nothing is reported: an attempt */
 };
+
+/* nc_error, unless this is but an attempt. */
+static void __attribute__ ((__format__ (printf, 2, 3)))
+complain (const struct qmp *qmp, const char *fmt, ...)
+{
+  const int error = errno;
+  NC_FREE char *text = NULL;
+  va_list args;
+  int r;
+
+  if (qmp->is_quiet)
+    return;
+  va_start (args, fmt);
+  r = vasprintf (&text, fmt, args);
+  va_end (args);
+  if (r == -1)
+    text = NULL;
+  nc_error ("%s: %s", qmp->path, text ? text : strerror (error));
+}
 
 /* With a limit of time, a call on a socket is interrupted (EINTR) also when
  * this process is stopped and goes on, as by Ctrl-Z and fg. */
@@ -67,7 +93,7 @@ connect_to (struct qmp *qmp)
   const struct timeval patience = { .tv_sec = PATIENCE };
 
   if (strlen (qmp->path) >= sizeof addr.sun_path) {
-    nc_error ("%s: the path of a socket has at most %zu bytes", qmp->path,
+    complain (qmp, "the path of a socket has at most %zu bytes",
               sizeof addr.sun_path - 1);
     return -1;
   }
@@ -79,7 +105,7 @@ connect_to (struct qmp *qmp)
       setsockopt (qmp->fd, SOL_SOCKET, SO_SNDTIMEO, &patience,
                   sizeof patience) == -1 ||
       connect_socket (qmp->fd, &addr) == -1) {
-    nc_error ("%s: %m%s", qmp->path, errno == ECONNREFUSED ?
+    complain (qmp, "%m%s", errno == ECONNREFUSED ?
               ": no server is using it any more" : errno == ENOENT ?
               ": give the socket that a server was started with "
               "(nbdchain serve --control)" : "");
@@ -89,20 +115,24 @@ connect_to (struct qmp *qmp)
                            .read = read_socket
                          });
   if (qmp->in == NULL) {
-    nc_error ("%s: %m", qmp->path);
+    complain (qmp, "%m");
     return -1;
   }
   return 0;
 }
 
+/* Nothing came, or goes; errno 0: the server closed the connection. */
 static void
-report_silence (const struct qmp *qmp)
+report_silence (struct qmp *qmp)
 {
-  if (errno == EAGAIN || errno == EWOULDBLOCK)
-    nc_error ("%s: no answer within %d seconds", qmp->path, PATIENCE);
-  else
-    nc_error ("%s: the server has hung up%s%s", qmp->path,
-              errno ? ": " : "", errno ? strerror (errno) : "");
+  if (errno == EAGAIN || errno == EWOULDBLOCK) {
+    complain (qmp, "no answer within %d seconds", PATIENCE);
+    return;
+  }
+  qmp->is_lost = true;
+  if (!qmp->expects_loss)
+    complain (qmp, "the server has hung up%s%s", errno ? ": " : "",
+              errno ? strerror (errno) : "");
 }
 
 /* A message begins with a brace.  What does not is told at once: a server of
@@ -117,8 +147,8 @@ begins (struct qmp *qmp)
     return false;
   }
   if (c != '{') {
-    nc_error ("%s: what answers is no QMP server: give the socket of "
-              "nbdchain serve --control", qmp->path);
+    complain (qmp, "what answers is no QMP server: give the socket of "
+              "nbdchain serve --control");
     return false;
   }
   ungetc (c, qmp->in);
@@ -136,19 +166,21 @@ receive (struct qmp *qmp)
   if (!begins (qmp))
     return NULL;
   n = getline (&qmp->line, &qmp->size, qmp->in);
-  if (n == -1) {
+  if (n == -1 || qmp->line[n - 1] != '\n') {
     report_silence (qmp);
     return NULL;
   }
   message = json_loadb (qmp->line, n, 0, NULL);
   if (!json_is_object (message)) {
-    nc_error ("%s: the server's answer is no JSON", qmp->path);
+    complain (qmp, "the server's answer is no JSON");
     json_decref (message);
     return NULL;
   }
   return message;
 }
 
+/* That the server has hung up is found where it is received: there may be
+ * events that it sent before. */
 static int
 send_all (struct qmp *qmp, const char *text)
 {
@@ -159,8 +191,10 @@ send_all (struct qmp *qmp, const char *text)
 
     if (n == -1 && errno == EINTR)
       continue;
+    if (n == -1 && (errno == EPIPE || errno == ECONNRESET))
+      return 0;
     if (n == -1) {
-      nc_error ("%s: %m", qmp->path);
+      report_silence (qmp);
       return -1;
     }
     text += n;
@@ -177,8 +211,7 @@ report (const struct qmp *qmp, json_t *reply)
     json_string_value (json_object_get (json_object_get (reply, "error"),
                                         "desc"));
 
-  nc_error ("%s: %s", qmp->path, desc ? desc :
-            "the server's answer makes no sense");
+  complain (qmp, "%s", desc ? desc : "the server's answer makes no sense");
 }
 
 void
@@ -238,6 +271,25 @@ negotiate (struct qmp *qmp)
   return message ? 0 : -1;
 }
 
+static void
+hang_up (struct qmp *qmp)
+{
+  if (qmp->in)
+    fclose (qmp->in);
+  qmp->in = NULL;
+  if (qmp->fd >= 0)
+    close (qmp->fd);
+  qmp->fd = -1;
+}
+
+static int
+attempt (struct qmp *qmp)
+{
+  hang_up (qmp);
+  qmp->is_lost = false;
+  return connect_to (qmp) == 0 && negotiate (qmp) == 0 ? 0 : -1;
+}
+
 struct qmp *
 qmp_open (const char *path)
 {
@@ -249,10 +301,36 @@ qmp_open (const char *path)
   }
   qmp->path = path;
   qmp->fd = -1;
-  if (connect_to (qmp) == 0 && negotiate (qmp) == 0)
+  if (attempt (qmp) == 0)
     return qmp;
   qmp_close (qmp);
   return NULL;
+}
+
+void
+qmp_expect_loss (struct qmp *qmp)
+{
+  qmp->expects_loss = true;
+}
+
+bool
+qmp_is_lost (const struct qmp *qmp)
+{
+  return qmp->is_lost;
+}
+
+int
+qmp_reconnect (struct qmp *qmp, unsigned seconds)
+{
+  const struct timespec pause = { .tv_nsec = RETRY_INTERVAL };
+  const uint64_t end = nc_now () + seconds * NC_SECOND;
+  int r;
+
+  qmp->is_quiet = true;
+  while ((r = attempt (qmp)) == -1 && nc_now () < end)
+    nanosleep (&pause, NULL);
+  qmp->is_quiet = false;
+  return r;
 }
 
 void
@@ -260,10 +338,7 @@ qmp_close (struct qmp *qmp)
 {
   if (qmp == NULL)
     return;
-  if (qmp->in)
-    fclose (qmp->in);
-  if (qmp->fd >= 0)
-    close (qmp->fd);
+  hang_up (qmp);
   free (qmp->line);
   free (qmp);
 }

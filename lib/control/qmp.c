@@ -616,6 +616,14 @@ nc_control_start (struct nc_control *control,
   return 0;
 }
 
+void
+nc_control_say_end (struct nc_control *control, bool was_quit)
+{
+  nc_control_event (control, "SHUTDOWN",
+                    json_pack ("{s:b, s:s}", "guest", 0, "reason",
+                               was_quit ? "host-qmp-quit" : "host-signal"));
+}
+
 /* Tell all clients to end, and wait until they have. */
 static void
 end_clients (struct nc_control *control)

@@ -11,6 +11,8 @@
 #ifndef NC_QMP_H
 #define NC_QMP_H
 
+#include <stdbool.h>
+
 #include <jansson.h>
 
 #include "job/job.h"
@@ -56,6 +58,11 @@ extern int nc_control_start (struct nc_control *control,
 extern void nc_control_event (struct nc_control *control, const char *name,
                               json_t *data)
   __attribute__ ((__nonnull__ (1, 2)));
+
+/* Send SHUTDOWN: the server ends, because it was asked to (WAS_QUIT) or got a
+ * signal.  As above. */
+extern void nc_control_say_end (struct nc_control *control, bool was_quit)
+  __attribute__ ((__nonnull__ (1)));
 
 /* A request of a client of the disk failed with errno ERR: send
  * BLOCK_IO_ERROR, at most once a second for reads, for writes, and for
