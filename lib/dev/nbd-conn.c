@@ -186,6 +186,30 @@ report_back (struct nbd *nbd, uint64_t since)
              (double) (nc_now () - since) / SEC);
 }
 
+/* CONN cannot connect.  That is news where the device was not connected to
+ * yet; else mark_down has reported it. */
+static void
+mark_away (struct conn *conn)
+{
+  struct nbd *nbd = conn->nbd;
+  bool report;
+
+  {
+    NC_LOCKED (&nbd->lock);
+    report = !nbd->stopping && nbd->n_up == 0 && !nbd->outage;
+    if (report) {
+      nbd->outage = true;
+      nbd->outage_since = nc_now ();
+    }
+    report = report && !nbd->mismatch; /* that was reported */
+  }
+  if (report)
+    nc_error ("%s: cannot connect: %s; retrying", nbd->dev.name,
+              conn->reason);
+  else
+    nc_debug ("%s: cannot connect: %s", nbd->dev.name, conn->reason);
+}
+
 static void
 mark_up (struct conn *conn)
 {
@@ -727,7 +751,7 @@ keeper_thread (void *opaque)
           break;                       /* nc_dev.start reports it */
         }
       }
-      nc_debug ("%s: cannot connect: %s", nbd->dev.name, conn->reason);
+      mark_away (conn);
       back_off (conn);
       continue;
     }

@@ -574,8 +574,6 @@ nc_remote_open_nbd_absent (const char *ref, unsigned retry,
   nbd->first = 1;                      /* no attempt is the last one */
   nbd->minimum = 1;
   nbd->maximum = MAX_READ;
-  nbd->outage = true;
-  nbd->outage_since = nc_now ();
   nbd->dev.size = size;
   nbd->dev.identity = strdup (identity);
   if (nbd->dev.identity == NULL) {

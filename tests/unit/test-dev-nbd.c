@@ -94,6 +94,13 @@ reported (const char *text)
   return strstr (last_error, text) != NULL;
 }
 
+static bool
+was_back (void)
+{
+  NC_LOCKED (&messages_lock);
+  return is_back;
+}
+
 static double
 seconds (void)
 {
@@ -592,11 +599,7 @@ test_restart (void)
       "reads wait for a server that is killed and started again");
   ok (errors () == 3 && reported ("connection lost: ") &&
       reported ("; retrying"), "an outage is reported once");
-  {
-    NC_LOCKED (&messages_lock);
-    i = is_back;
-  }
-  ok (i, "its end is reported");
+  ok (was_back (), "its end is reported");
 
   end_server (pid);
   ok (EVENTUALLY (dev->ops->pread (dev, &c, 1, 0) == -1) &&
@@ -608,6 +611,33 @@ test_restart (void)
         "wait ends at its deadline");
   }
   nc_dev_close (dev);
+}
+
+/* Opened while the export may be away, which it is or not. */
+static void
+test_absent (void)
+{
+  pid_t pid = NBDKIT ("pattern", SIZE_ARG);
+  struct nc_dev *dev = nc_dev_open_nbd_absent (uri, 0, NULL, SIZE, "");
+  unsigned char c;
+
+  forget_messages ();
+  dev->ops->start (dev);
+  ok (EVENTUALLY (dev->ops->pread (dev, &c, 1, 0) == 0) && errors () == 0 &&
+      !was_back (), "a server that was not away is not said to be back");
+  nc_dev_close (dev);
+  end_server (pid);
+
+  dev = nc_dev_open_nbd_absent (uri, 0, NULL, SIZE, "");
+  forget_messages ();
+  dev->ops->start (dev);
+  ok (EVENTUALLY (reported ("cannot connect: ")) && reported ("; retrying"),
+      "that one is away from the beginning is reported");
+  pid = NBDKIT ("pattern", SIZE_ARG);
+  ok (EVENTUALLY (dev->ops->pread (dev, &c, 1, 0) == 0) && errors () == 1 &&
+      EVENTUALLY (was_back ()), "once; and its end, too");
+  nc_dev_close (dev);
+  end_server (pid);
 }
 
 /* Nobody reads, so nobody would see that the connections have ended. */
@@ -1017,6 +1047,7 @@ main (void)
   test_block_size ();
   test_extents ();
   test_restart ();
+  test_absent ();
   test_idle ();
   test_replaced ();
   test_stall ();
