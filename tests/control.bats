@@ -370,6 +370,12 @@ END
   run -2 "$NBDCHAIN" pause --force qmp disk
   run -1 "$NBDCHAIN" jobs no.qmp
   [[ $output == *"nbdchain serve --control"* ]]
+  for command in jobs pause resume cancel complete; do
+    run -1 "$NBDCHAIN" "$command" top.fvd
+    [[ $output == "nbdchain: top.fvd: is a file, and no socket: give the control socket of its server, "*"nbdchain serve --control" ]]
+  done
+  run -1 "$NBDCHAIN" set-speed . 1M
+  [[ $output == *".: is a directory, and no socket"* ]]
   run -1 "$NBDCHAIN" jobs serve.sock
   [[ $output == *"no QMP server"* ]]
 }

@@ -15,6 +15,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <sys/un.h>
 #include <time.h>
 #include <unistd.h>
@@ -86,6 +87,25 @@ connect_socket (int fd, const struct sockaddr_un *addr)
   return r;
 }
 
+static void
+report_unreachable (const struct qmp *qmp)
+{
+  const int error = errno;
+  struct stat st;
+
+  if (stat (qmp->path, &st) == 0 && !S_ISSOCK (st.st_mode)) {
+    complain (qmp, "is a %s, and no socket: give the control socket of its "
+              "server, that of nbdchain serve --control",
+              S_ISDIR (st.st_mode) ? "directory" : "file");
+    return;
+  }
+  errno = error;
+  complain (qmp, "%m%s", error == ECONNREFUSED ?
+            ": no server is using it any more" : error == ENOENT ?
+            ": give the socket that a server was started with "
+            "(nbdchain serve --control)" : "");
+}
+
 static int
 connect_to (struct qmp *qmp)
 {
@@ -105,10 +125,7 @@ connect_to (struct qmp *qmp)
       setsockopt (qmp->fd, SOL_SOCKET, SO_SNDTIMEO, &patience,
                   sizeof patience) == -1 ||
       connect_socket (qmp->fd, &addr) == -1) {
-    complain (qmp, "%m%s", errno == ECONNREFUSED ?
-              ": no server is using it any more" : errno == ENOENT ?
-              ": give the socket that a server was started with "
-              "(nbdchain serve --control)" : "");
+    report_unreachable (qmp);
     return -1;
   }
   qmp->in = fopencookie (qmp, "r", (cookie_io_functions_t) {
