@@ -228,9 +228,13 @@ for block in after:
   truncate -s 1M base.raw
   make_overlay top.fvd base.raw
   serve top.fvd --control qmp
-  "$NBDCHAIN" stream --watch qmp
+  run -0 "$NBDCHAIN" stream --watch qmp
+  [[ $output == "$PWD/top.fvd needs no backing any more: "* ]]
   run -0 --separate-stderr "$NBDCHAIN" stream --watch --json qmp
   [[ $output == *'"local": 1048576'* ]]
+  [[ $output == *"\"path\": \"$PWD/top.fvd\""* ]]
+  run -1 "$NBDCHAIN" stream --down-to nobody qmp
+  [[ $output == *"no layer 'nobody' below the active one, which has no backing" ]]
   [ "$(layers)" = top.fvd ]
 }
 
@@ -245,7 +249,8 @@ for block in after:
   refused '"base-node": "nobody"' "no layer 'nobody'"
   refused '"base-node": "top.fvd"' "no layer 'top.fvd' below the active one"
   refused '"base": "nobody"' "no layer 'nobody'"
-  refused '"bottom": "nobody"' "no layer 'nobody'"
+  refused '"bottom": "nobody"' \
+    "no layer 'nobody' in the chain; there are: top.fvd, mid.fvd, base.raw"
   refused '"base": "base.raw", "base-node": "base.raw"' "exclude each other"
   refused '"base": "base.raw", "bottom": "mid.fvd"' "exclude each other"
   refused '"bottom": "mid.fvd", "base-node": "base.raw"' "exclude each other"
@@ -263,7 +268,7 @@ for block in after:
     grep "'job-id' is needed"
   ask '{"execute": "block-stream"}' | grep "needs the argument 'device'"
   run -1 "$NBDCHAIN" stream --down-to nobody qmp
-  [[ $output == *"no layer 'nobody'"* ]]
+  [[ $output == *"no layer 'nobody' below the active one; there are: mid.fvd, base.raw" ]]
   run -2 "$NBDCHAIN" stream --retry 3 qmp
   [[ $output == *"has its own --retry"* ]]
   run -2 "$NBDCHAIN" stream --on-error stop top.fvd

@@ -77,6 +77,13 @@ print_started (struct qmp *qmp, const struct stream_request *request)
   return failed ? EXIT_FAILED : print_json (job ? job : json_null ());
 }
 
+/* The file of the active layer, in NODES. */
+static const char *
+image_of (json_t *nodes)
+{
+  return text (json_array_get (nodes, 0), "file");
+}
+
 static json_t *
 arguments (const struct stream_request *r)
 {
@@ -91,15 +98,14 @@ arguments (const struct stream_request *r)
 }
 
 static int
-stream_by (struct qmp *qmp, const struct stream_request *request)
+stream_image (struct qmp *qmp, const char *image,
+              const struct stream_request *request)
 {
   struct watch w = {
     .qmp = qmp, .socket = request->name, .id = JOB, .type = "stream",
   };
   json_t *done;
 
-  if (check_free (qmp, request->name) == -1)
-    return EXIT_FAILED;
   watch_begin (&w);
   done = qmp_execute (qmp, "block-stream", arguments (request));
   json_decref (done);
@@ -108,7 +114,21 @@ stream_by (struct qmp *qmp, const struct stream_request *request)
   if (!request->watch)
     return print_started (qmp, request);
   return watch_job (&w, progress_style (request->progress, request->json)) == 0
-    ? stream_print (request, &w.result) : EXIT_FAILED;
+    ? stream_print (image, request, &w.result) : EXIT_FAILED;
+}
+
+static int
+stream_by (struct qmp *qmp, const struct stream_request *request)
+{
+  json_t *nodes = NULL;
+  int status = EXIT_FAILED;
+
+  if (check_free (qmp, request->name) == 0)
+    nodes = qmp_execute (qmp, "query-named-block-nodes", NULL);
+  if (nodes)
+    status = stream_image (qmp, image_of (nodes), request);
+  json_decref (nodes);
+  return status;
 }
 
 int

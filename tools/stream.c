@@ -192,19 +192,19 @@ stream (struct streaming *s)
 }
 
 int
-stream_print (const struct stream_request *request,
+stream_print (const char *image, const struct stream_request *request,
               const struct stream_result *result)
 {
   char copied[SIZE_TEXT], zero[SIZE_TEXT], local[SIZE_TEXT];
 
   if (request->json)
     return print_json (json_pack (
-      "{s:o, s:o, s:I, s:I, s:I}", "path", json_text (request->name),
+      "{s:o, s:o, s:I, s:I, s:I}", "path", json_text (image),
       "backing", json_text (request->down_to),
       "copied", (json_int_t) result->copied,
       "zero", (json_int_t) result->zero,
       "local", (json_int_t) result->local));
-  print_text (stdout, request->name);
+  print_text (stdout, image);
   if (request->down_to) {
     fputs (" needs nothing between it and ", stdout);
     print_text (stdout, request->down_to);
@@ -227,7 +227,7 @@ print_result (const struct streaming *s)
     .local = s->info.count[NC_COUNT_LOCAL],
   };
 
-  return stream_print (&s->request, &result);
+  return stream_print (s->request.name, &s->request, &result);
 }
 
 static int

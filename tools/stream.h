@@ -22,10 +22,11 @@ struct stream_result {
   uint64_t copied, zero, local;
 };
 
-/* Say that it was done. */
-extern int stream_print (const struct stream_request *request,
+/* Say that it was done to IMAGE. */
+extern int stream_print (const char *image,
+                         const struct stream_request *request,
                          const struct stream_result *result)
-  __attribute__ ((__nonnull__ (1, 2)));
+  __attribute__ ((__nonnull__ (1, 2, 3)));
 
 /* stream-live.c: have the server do it.  Returns an exit code. */
 extern int stream_live (const struct stream_request *request)

@@ -44,12 +44,16 @@ const struct nc_arg nc_block_stream_args[] = {
   { 0 }
 };
 
+#define NAMES_TEXT 256          /* a list of layers, with its final NUL */
+
 /* What was asked for; strings are those of the command. */
 struct request {
   struct nc_chain *chain;
   const char *device, *id, *base, *base_node, *backing_file, *bottom;
 
   const char *active;           /* name of the active layer */
+  char names[NAMES_TEXT];       /* of those that could be meant */
+  bool is_full;                 /* they are not all of them */
   const char *down_to;          /* found: name of a layer; NULL: none */
   bool found;
 };
@@ -88,6 +92,20 @@ check_pairs (const struct request *r, struct nc_command_error *error)
   return 0;
 }
 
+/* From the first that does not fit on there is "...". */
+static void
+add_name (struct request *r, const char *name)
+{
+  static const char rest[] = "...";
+  const size_t len = strlen (r->names), room = sizeof r->names - len;
+  const char *comma = len ? ", " : "";
+
+  if (r->is_full)
+    return;
+  r->is_full = strlen (name) + strlen (", , ") + sizeof rest > room;
+  snprintf (r->names + len, room, "%s%s", comma, r->is_full ? rest : name);
+}
+
 /* Whether LAYER is the one to stop above; the one below it, for "bottom". */
 static int
 look_at_layer (void *opaque, const struct nc_chain_layer *layer)
@@ -99,6 +117,8 @@ look_at_layer (void *opaque, const struct nc_chain_layer *layer)
     r->down_to = layer->name;
   if (layer->depth == 0)
     r->active = layer->name;
+  if (layer->depth > 0 || r->bottom)
+    add_name (r, layer->name);
   if (r->found || (layer->depth == 0 && !r->bottom))
     return 0;
   if (r->base ? strcmp (layer->path, r->base) == 0
@@ -124,9 +144,10 @@ find_layers (struct request *r, struct nc_command_error *error)
     return refuse (error, "cannot stream into '%.100s': it must be 'disk', or "
                    "the node name of the active layer", r->device);
   if (name && !r->found)
-    return refuse (error, "there is no layer '%.100s' %s; "
-                   "query-named-block-nodes lists them", name,
-                   r->bottom ? "in the chain" : "below the active one");
+    return refuse (error, "there is no layer '%.100s' %s%s%s", name,
+                   r->bottom ? "in the chain" : "below the active one",
+                   *r->names ? "; there are: " : ", which has no backing",
+                   r->names);
   if (r->backing_file && r->down_to == NULL)
     return refuse (error, "'backing-file' says what to call the layer that "
                    "stays as the backing, and there is none below "
