@@ -312,12 +312,35 @@ prefetch-perf-calc-alpha=100 must be at most 99
 bytes-per-prefetch=5000 must be a multiple of 4096
 prefetch-throttle-time=fast prefetch-throttle-time
 prefetch-max-read-throughput=fast fast
-prefetch=maybe maybe
+prefetch=maybe prefetch=maybe: must be on, off or image
+prefetch-profile=maybe prefetch-profile=maybe: must be true or false
 prefetch-minimum=1 unknown parameter
 END
   run -1 "$NBDCHAIN" serve top.fvd --allow "$allow" -U x.sock --prefetch -- \
     prefetch-max-read-throughput=1M prefetch-min-read-throughput=2M
   [[ $output == *"would never run"* ]]
+}
+
+@test "wrong parameters are found before anything is served, also by a daemon" {
+  truncate -s 1M base.raw
+  make_overlay top.fvd base.raw
+  nbdkit_with_chain
+  local filter parameters text
+  while IFS=: read -r filter parameters text; do
+    # shellcheck disable=SC2086         # words
+    set -- "${nbdkit[@]}" \
+      --filter="$NBDCHAIN_FILTERS/nbdkit-$filter-filter.so" -U x.sock \
+      "$NBDCHAIN_PLUGIN" top.fvd $parameters
+    run -1 "$@"
+    [[ $output == *"$text"* ]]
+    run -1 "$@" --run 'touch served'
+    [ ! -e served ]
+  done <<'END'
+prefetch:bytes-per-prefetch=3:bytes-per-prefetch=3: prefetch unit 3 must be a multiple of 4096
+prefetch:prefetch-max-read-throughput=1M prefetch-min-read-throughput=2M:would never run
+stream:max-outstanding=3:max-outstanding=3: must be from
+stream:neighbourhood=5000:must be a power of two
+END
 }
 
 @test "the filter over another plugin is an error" {

@@ -15,8 +15,10 @@
 #include <inttypes.h>
 #include <stdbool.h>
 #include <stdint.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <strings.h>
 
 #include <nbdkit-filter.h>
 
@@ -42,6 +44,7 @@ static struct {
   struct nc_image_amendment amendment;
 } config = { .profile = -1 };
 
+static struct nc_prefetch_policy policy;        /* since get_ready */
 static struct nc_control_prefetch state;
 
 static void
@@ -53,20 +56,59 @@ prefetch_unload (void)
 
 /* Options. */
 
+/* What nbdkit takes as a boolean: it would not say what else is allowed.
+ * Returns -1, not reported, for any other word. */
+static int
+parse_switch (const char *value)
+{
+  static const char *const words[] = {
+    "off", "on", "false", "true", "no", "yes", "0", "1", "f", "t", "n", "y",
+  };
+
+  for (size_t i = 0; i < sizeof words / sizeof words[0]; ++i)
+    if (strcasecmp (value, words[i]) == 0)
+      return i % 2;
+  return -1;
+}
+
 static int
 config_whole (const char *value)
 {
-  int on;
+  const int on = parse_switch (value);
 
-  if (strcmp (value, "image") == 0) {
-    config.whole = WHOLE_IMAGE;
-    return 0;
-  }
-  on = nbdkit_parse_bool (value);
-  if (on == -1)
+  if (on == -1 && strcmp (value, "image") != 0) {
+    nbdkit_error ("prefetch=%s: must be on, off or image", value);
     return -1;
-  config.whole = on ? WHOLE_ON : WHOLE_OFF;
+  }
+  config.whole = on == -1 ? WHOLE_IMAGE : on ? WHOLE_ON : WHOLE_OFF;
   return 0;
+}
+
+static int
+config_switch (const char *key, const char *value, int *to)
+{
+  *to = parse_switch (value);
+  if (*to == -1)
+    nbdkit_error ("%s=%s: must be true or false", key, value);
+  return *to == -1 ? -1 : 0;
+}
+
+/* What can be said of one field without the others, and the image's. */
+static int
+check_field (const struct nc_prefetch_field *field, const char *value,
+             uint64_t n)
+{
+  struct nc_prefetch_policy one = { 0 };
+  struct nc_image_amendment alone = { 0 };
+  NC_FREE char *whose = NULL;
+
+  if (asprintf (&whose, "%s=%s", field->name, value) == -1) {
+    nbdkit_error ("%s: %m", field->name);
+    return -1;
+  }
+  nc_image_amendment_set (&alone, field->flag, n);
+  nc_prefetch_policy_amend (&one, &alone);
+  return nc_prefetch_policy_check (&one, whose);
 }
 
 static int
@@ -87,6 +129,8 @@ config_field (const struct nc_prefetch_field *field, const char *value)
                   field->max);
     return -1;
   }
+  if (check_field (field, value, (uint64_t) n) == -1)
+    return -1;
   nc_image_amendment_set (&config.amendment, field->flag, (uint64_t) n);
   return 0;
 }
@@ -97,14 +141,10 @@ prefetch_config (nbdkit_next_config *next, nbdkit_backend *nxdata,
 {
   if (strcmp (key, "prefetch") == 0)
     return config_whole (value);
-  if (strcmp (key, "prefetch-profile") == 0) {
-    config.profile = nbdkit_parse_bool (value);
-    return config.profile == -1 ? -1 : 0;
-  }
-  if (strcmp (key, "prefetch-record") == 0) {
-    config.record = nbdkit_parse_bool (value);
-    return config.record == -1 ? -1 : 0;
-  }
+  if (strcmp (key, "prefetch-profile") == 0)
+    return config_switch (key, value, &config.profile);
+  if (strcmp (key, "prefetch-record") == 0)
+    return config_switch (key, value, &config.record);
   for (unsigned i = 0; i < NC_PREFETCH_FIELDS; ++i)
     if (strcmp (key, nc_prefetch_fields[i].name) == 0)
       return config_field (&nc_prefetch_fields[i], value);
@@ -137,34 +177,33 @@ prefetch_config (nbdkit_next_config *next, nbdkit_backend *nxdata,
 
 /* What the image says, and then the options. */
 static int
-policy_of (struct nc_chain *chain, struct nc_prefetch_policy *policy)
+find_policy (struct nc_chain *chain)
 {
   struct nc_image_info info = { 0 };
   int r = nc_chain_layer_info (chain, 0, &info);
 
-  *policy = info.prefetch;
+  policy = info.prefetch;
   nc_image_info_free (&info);
   if (r == -1)
     return -1;
   if (config.whole != WHOLE_IMAGE) {
-    policy->whole = config.whole == WHOLE_ON;
-    policy->profile = true;
+    policy.whole = config.whole == WHOLE_ON;
+    policy.profile = true;
   }
   if (config.profile != -1)
-    policy->profile = config.profile;
-  nc_prefetch_policy_amend (policy, &config.amendment);
-  return nc_prefetch_policy_check (policy, "prefetch filter");
+    policy.profile = config.profile;
+  nc_prefetch_policy_amend (&policy, &config.amendment);
+  return nc_prefetch_policy_check (&policy, "prefetch filter");
 }
 
 static int
-start_job (struct nc_chain *chain, const struct nc_prefetch_policy *policy,
-           size_t n)
+start_job (struct nc_chain *chain, size_t n)
 {
   static const struct nc_job_options opts = { .device = "disk" };
   char why[NC_JOB_TEXT];
 
   if (!nc_chain_is_writable (chain) || nc_chain_n_layers (chain) == 1 ||
-      (!policy->whole && (!policy->profile || n == 0))) {
+      (!policy.whole && (!policy.profile || n == 0))) {
     nc_debug ("prefetch: nothing to do");
     return 0;
   }
@@ -176,12 +215,10 @@ static int
 start (void *opaque __attribute__ ((__unused__)), struct nc_chain *chain)
 {
   NC_FREE struct nc_profile_range *ranges = NULL;
-  struct nc_prefetch_policy policy;
   size_t n;
 
   state.chain = chain;
-  if (policy_of (chain, &policy) == -1 ||
-      nc_chain_profile_read (chain, &ranges, &n) == -1)
+  if (nc_chain_profile_read (chain, &ranges, &n) == -1)
     return -1;
   state.prefetch = nc_prefetch_new (&policy, ranges, n);
   state.profile = nc_profile_new (nc_chain_size (chain), 4096);
@@ -194,7 +231,7 @@ start (void *opaque __attribute__ ((__unused__)), struct nc_chain *chain)
   if (nc_server_control () &&
       nc_control_add_prefetch (nc_server_control (), &state) == -1)
     return -1;
-  return start_job (chain, &policy, n);
+  return start_job (chain, n);
 }
 
 /* What was recorded would be lost. */
@@ -213,6 +250,7 @@ end (void *opaque __attribute__ ((__unused__)))
 {
 }
 
+/* The last moment at which an error keeps the server from serving. */
 static int
 prefetch_get_ready (int thread_model __attribute__ ((__unused__)))
 {
@@ -220,7 +258,9 @@ prefetch_get_ready (int thread_model __attribute__ ((__unused__)))
     .name = "prefetch", .start = start, .stop = stop, .end = end,
   };
 
-  return nc_server_add (&part);
+  if (nc_server_add (&part) == -1)
+    return -1;
+  return find_policy (nc_server_chain ());
 }
 
 /* Requests. */
