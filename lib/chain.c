@@ -728,6 +728,28 @@ nc_chain_active_path (struct nc_chain *chain, char uuid[37])
   return active->path;          /* there until the chain is closed */
 }
 
+char *
+nc_chain_backing_ref (struct nc_chain *chain, size_t i)
+{
+  struct nc_view *pin;
+  struct nc_layer *layer = pin_layer (chain, i, &pin);
+  char *ref = NULL;
+
+  if (layer == NULL)
+    return NULL;
+  {
+    NC_LOCKED (&chain->pivot_lock);
+    errno = ENOENT;
+    if (layer->backing.present && *layer->backing.ref) {
+      ref = strdup (layer->backing.ref);
+      if (ref == NULL)
+        nc_error ("%s: %m", layer->path);
+    }
+  }
+  nc_view_unpin (&chain->views, pin);
+  return ref;
+}
+
 int
 nc_chain_layer_info (struct nc_chain *chain, size_t i,
                      struct nc_image_info *info)

@@ -113,6 +113,12 @@ extern const char *nc_chain_active_path (struct nc_chain *chain,
                                          char uuid[37])
   __attribute__ ((__nonnull__ (1, 2)));
 
+/* What layer I calls its backing, as it is recorded in the image; free it.
+ * Returns NULL if nothing is, with errno ENOENT, not reported; or, reported,
+ * if memory is short.  May wait for a pivot. */
+extern char *nc_chain_backing_ref (struct nc_chain *chain, size_t i)
+  __attribute__ ((__nonnull__ (1)));
+
 /* Fill in INFO for layer I; release it with nc_image_info_free.  Not for one
  * that is being written: nc_chain_each_layer. */
 extern int nc_chain_layer_info (struct nc_chain *chain, size_t i,

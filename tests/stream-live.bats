@@ -208,6 +208,22 @@ for block in after:
   "$NBDCHAIN" info top.fvd | grep -q "backing: *elsewhere/../base.raw"
 }
 
+@test "base can be what the image above calls it, unless two are called so" {
+  mkdir -p e/e
+  make_base e/e/base.raw 1048576
+  (cd e/e && make_overlay m.fvd base.raw)
+  (cd e && "$NBDCHAIN" create -b e/m.fvd -F fvd m.fvd >/dev/null)
+  "$NBDCHAIN" create -b e/m.fvd -F fvd top.fvd >/dev/null
+  serve top.fvd --control qmp
+  [ "$(layers)" = "top.fvd m.fvd m.fvd.2 base.raw" ]
+  block_stream '"base": "e/m.fvd"' |
+    grep "'e/m.fvd' is what several images call .*: m.fvd, m.fvd.2, base.raw"
+  block_stream '"base": "m.fvd"' | grep "no layer 'm.fvd'"
+  block_stream '"base": "base.raw"' | grep return
+  wait_for 20 job_is 'J == {}'
+  [ "$(layers)" = "top.fvd base.raw" ]
+}
+
 @test "behind the end of a shorter base there are zeros all the while" {
   make_base base.raw 3000001
   make_overlay top.fvd base.raw 9M

@@ -21,6 +21,7 @@
 #include "control/command.h"
 #include "job/job.h"
 #include "job/stream.h"
+#include "scope.h"
 
 /* In the order of enum nc_on_error, and QEMU's default for a device. */
 static const char *const on_error_words[] = {
@@ -130,6 +131,27 @@ look_at_layer (void *opaque, const struct nc_chain_layer *layer)
   return 0;
 }
 
+/* "base" as an image records it, which is how QEMU takes it. */
+static int
+find_recorded (struct request *r, struct nc_command_error *error)
+{
+  const size_t n = nc_chain_n_layers (r->chain);
+
+  for (size_t i = 0; i + 1 < n; ++i) {
+    NC_FREE char *ref = nc_chain_backing_ref (r->chain, i);
+
+    if (ref == NULL || strcmp (ref, r->base) != 0)
+      continue;
+    if (r->found)
+      return refuse (error, "'%.100s' is what several images call their "
+                     "backing: give the path of its file as 'base', or "
+                     "'base-node'; there are: %s", r->base, r->names);
+    r->down_to = nc_chain_layer_name (r->chain, i + 1);
+    r->found = r->down_to != NULL;
+  }
+  return 0;
+}
+
 static int
 find_layers (struct request *r, struct nc_command_error *error)
 {
@@ -143,6 +165,8 @@ find_layers (struct request *r, struct nc_command_error *error)
   if (strcmp (r->device, "disk") != 0 && strcmp (r->device, r->active) != 0)
     return refuse (error, "cannot stream into '%.100s': it must be 'disk', or "
                    "the node name of the active layer", r->device);
+  if (r->base && !r->found && find_recorded (r, error) == -1)
+    return -1;
   if (name && !r->found)
     return refuse (error, "there is no layer '%.100s' %s%s%s", name,
                    r->bottom ? "in the chain" : "below the active one",
