@@ -14,10 +14,8 @@
 #define SECOND UINT64_C (1000000000)
 #define MILLISECOND UINT64_C (1000000)
 
-/* Of the rate that it has alone, while the guest is busy, or waits for the
- * source. */
-#define PART_BUSY 3
-#define PART_WAITS 8
+/* Of the rate that it has alone, while the guest waits for the source. */
+#define PART_WAITS 0.125
 /* Nobody notices this little. */
 #define FLOOR (16.0 * 1024 * 1024)      /* bytes a second */
 #define ALONE_TIME (100 * MILLISECOND)  /* long enough to know a rate */
@@ -67,9 +65,9 @@ set_policy (struct nc_pace *pace, const struct nc_prefetch_policy *policy)
 
 void
 nc_pace_init (struct nc_pace *pace, const struct nc_prefetch_policy *policy,
-              uint64_t seed, uint64_t now)
+              const struct nc_pace_beside *beside, uint64_t seed, uint64_t now)
 {
-  *pace = (struct nc_pace) { .random = seed };
+  *pace = (struct nc_pace) { .beside = *beside, .random = seed };
   set_policy (pace, policy);
   pace->start = now + policy->start_delay * SECOND;
   nc_rate_init (&pace->cap, maximal_rate (policy), now);
@@ -97,7 +95,7 @@ nc_pace_unit (const struct nc_pace *pace, enum nc_pace_guest guest)
   uint64_t unit = pace->policy.unit;
 
   if (guest != NC_GUEST_IDLE || pace->restrained)
-    unit = nc_min64 (unit, NC_PACE_SMALL_UNIT);
+    unit = nc_min64 (unit, pace->beside.unit);
   if (pace->cap.rate)
     unit = nc_min64 (unit, nc_max64 (4096, pace->cap.rate / 10));
   return (uint32_t) unit;
@@ -114,8 +112,8 @@ until (uint64_t time, uint64_t now)
 static double
 share (const struct nc_pace *pace, enum nc_pace_guest guest)
 {
-  const double part = pace->alone /
-    (guest == NC_GUEST_BUSY ? PART_BUSY : PART_WAITS);
+  const double part = pace->alone *
+    (guest == NC_GUEST_BUSY ? pace->beside.part : PART_WAITS);
 
   return pace->alone > 0 && guest == NC_GUEST_BUSY && part < FLOOR
     ? FLOOR : part;

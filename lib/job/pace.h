@@ -32,8 +32,6 @@
 #define NC_PACE_MEASURE_TIME 100        /* milliseconds */
 #define NC_PACE_ALPHA 80                /* percent */
 #define NC_PACE_UNIT (UINT32_C (512) << 10)
-/* At a time while the guest is at work. */
-#define NC_PACE_SMALL_UNIT (UINT32_C (64) << 10)
 
 enum nc_pace_op { NC_PACE_READ, NC_PACE_WRITE };
 
@@ -41,6 +39,12 @@ enum nc_pace_guest {
   NC_GUEST_IDLE,
   NC_GUEST_BUSY,                /* it reads what is local, or writes */
   NC_GUEST_WAITS,               /* for the same source as we */
+};
+
+/* What is done while the guest is at work. */
+struct nc_pace_beside {
+  uint32_t unit;                /* bytes at a time, at most */
+  double part;                  /* of the rate alone, if it is busy */
 };
 
 struct nc_pace_measure {
@@ -52,6 +56,7 @@ struct nc_pace_measure {
 
 struct nc_pace {
   struct nc_prefetch_policy policy;
+  struct nc_pace_beside beside;
   struct nc_pace_measure measure[2];    /* by nc_pace_op */
   struct nc_rate cap;
   uint64_t start;               /* not before */
@@ -70,8 +75,9 @@ struct nc_pace {
 /* Begin at NOW.  SEED makes the pauses different from those of others. */
 extern void nc_pace_init (struct nc_pace *pace,
                           const struct nc_prefetch_policy *policy,
+                          const struct nc_pace_beside *beside,
                           uint64_t seed, uint64_t now)
-  __attribute__ ((__nonnull__ (1, 2)));
+  __attribute__ ((__nonnull__ (1, 2, 3)));
 
 /* Another policy from now on; of the start delay, what is left counts. */
 extern void nc_pace_set (struct nc_pace *pace,

@@ -660,6 +660,11 @@ static const struct nc_job_type stream_type = {
   .free = job_free,
 };
 
+/* Somebody waits for it: more than a quarter of its rate must be left. */
+static const struct nc_pace_beside beside = {
+  .unit = UINT32_C (64) << 10, .part = 1.0 / 3,
+};
+
 static void
 prepare_job (struct nc_stream *s)
 {
@@ -668,7 +673,7 @@ prepare_job (struct nc_stream *s)
   s->opaque = s;
   s->is_job = true;
   pthread_mutex_init (&s->pace_lock, NULL);
-  nc_pace_init (&s->pace, &policy, now (), now ());
+  nc_pace_init (&s->pace, &policy, &beside, now (), now ());
 }
 
 /* What the job is made of again after a restart. */

@@ -24,6 +24,9 @@
 #define PIECE (64 << 10)
 
 static const struct nc_prefetch_policy nothing;
+static const struct nc_pace_beside beside = {
+  .unit = PIECE, .part = 1.0 / 3,
+};
 
 /* A source that brings RATE bytes a second, one piece at a time. */
 struct source {
@@ -41,7 +44,7 @@ source_init (struct source *s, const struct nc_prefetch_policy *policy,
   *s = (struct source) {
     .now = 1000 * SECOND, .rate = rate, .shortest = UINT64_MAX,
   };
-  nc_pace_init (&s->pace, policy, seed, s->now);
+  nc_pace_init (&s->pace, policy, &beside, seed, s->now);
 }
 
 /* Prefetch until T has passed, beside GUEST. */
@@ -137,7 +140,7 @@ test_guest (uint64_t seed)
       "then it takes a third while the guest is busy");
   ok (is_about (rate_of (&s, 10 * SECOND, NC_GUEST_WAITS), 300.0 * MB / 8),
       "and less while the guest waits for the source");
-  ok (nc_pace_unit (&s.pace, NC_GUEST_BUSY) == NC_PACE_SMALL_UNIT,
+  ok (nc_pace_unit (&s.pace, NC_GUEST_BUSY) == beside.unit,
       "in small pieces");
   wait = nc_pace_wait (&s.pace, PIECE, NC_GUEST_WAITS, s.now, &why);
   ok (wait > 0 && why == NC_LIMIT_GUEST &&
@@ -205,7 +208,7 @@ test_average (void)
   struct nc_pace pace;
   uint64_t now = SECOND;
 
-  nc_pace_init (&pace, &policy, 1, now);
+  nc_pace_init (&pace, &policy, &beside, 1, now);
   read_once (&pace, &now, 10 * MB, 199 * MS);
   ok (nc_pace_measured (&pace, NC_PACE_READ) == 0,
       "a rate is known after the time that is set");
@@ -235,7 +238,7 @@ test_failures (void)
   uint64_t now = SECOND, wait, before = 0, most = 0;
   bool good = true;
 
-  nc_pace_init (&pace, &nothing, 1, now);
+  nc_pace_init (&pace, &nothing, &beside, 1, now);
   for (unsigned i = 0; i < 20; ++i) {
     wait = nc_pace_failed (&pace, now);
     good = good && wait > 0 && wait <= 30 * SECOND &&
