@@ -793,13 +793,16 @@ for i, r in enumerate(requests):
     assert r.get() == BASE[i * BLOCK:(i + 1) * BLOCK]
 '
 
-@test "four connections to a base that allows several" {
+@test "a connection more than processors, four at most, if the base allows several" {
+  local n
+  n=$(getconf _NPROCESSORS_ONLN)
+  n=$((n < 3 ? n + 1 : 4))
   base_up base.raw --filter=log --filter=delay logfile=base.log rdelay=10ms
   overlay a.fvd
   serve a.fvd
   # One that is not made yet gets nothing to do.
-  wait_for 20 reads_over 4
-  reads_over 4
+  wait_for 20 reads_over "$n"
+  reads_over "$n"
 }
 
 # reads_over N: so many connections have been used, after more reads.
