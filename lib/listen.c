@@ -188,43 +188,46 @@ publish (int fd, int backlog, const char *beside, const char *path,
   return -1;
 }
 
+/* What both functions below begin with: a socket beside PATH, whose name is
+ * free, as long as *LOCK is open. */
+static int
+begin (const char *what, const char *path, struct sockaddr_un *beside,
+       int *lock)
+{
+  struct sockaddr_un addr;
+
+  if (set_address (what, path, &addr) == -1)
+    return -1;
+  *lock = lock_directory (path);
+  if (remove_stale (what, &addr) == -1)
+    return -1;
+  return bind_beside (what, path, beside);
+}
+
 int
 nc_listen_unix (const char *what, const char *path, mode_t mode, int backlog,
                 struct stat *made)
 {
-  struct sockaddr_un addr, beside = { .sun_family = AF_UNIX };
-  NC_CLOSE int fd = -1, lock = -1;
-  int r;
+  struct sockaddr_un beside = { .sun_family = AF_UNIX };
+  NC_CLOSE int lock = -1;
+  const int fd = begin (what, path, &beside, &lock);
 
-  if (set_address (what, path, &addr) == -1)
-    return -1;
-  lock = lock_directory (path);
-  if (remove_stale (what, &addr) == -1)
-    return -1;
-  fd = bind_beside (what, path, &beside);
   if (fd == -1)
     return -1;
-  if (publish (fd, backlog, beside.sun_path, path, mode, made) == -1) {
-    nc_error ("%s: %s: %m", what, path);
-    return -1;
-  }
-  r = fd;
-  fd = -1;
-  return r;
+  if (publish (fd, backlog, beside.sun_path, path, mode, made) == 0)
+    return fd;
+  nc_error ("%s: %s: %m", what, path);
+  close (fd);
+  return -1;
 }
 
 int
 nc_listen_check (const char *what, const char *path)
 {
-  struct sockaddr_un addr, beside = { .sun_family = AF_UNIX };
-  NC_CLOSE int fd = -1, lock = -1;
+  struct sockaddr_un beside = { .sun_family = AF_UNIX };
+  NC_CLOSE int lock = -1;
+  NC_CLOSE int fd = begin (what, path, &beside, &lock);
 
-  if (set_address (what, path, &addr) == -1)
-    return -1;
-  lock = lock_directory (path);
-  if (remove_stale (what, &addr) == -1)
-    return -1;
-  fd = bind_beside (what, path, &beside);
   if (fd == -1)
     return -1;
   unlink (beside.sun_path);

@@ -305,21 +305,29 @@ may_be_written (const char *file, mode_t *mode)
   return -1;
 }
 
+/* FP (NULL: it could not be opened) is closed.  Returns whether all is
+ * written, not reported. */
+static bool
+write_to (FILE *fp, const struct nc_profile_text *text)
+{
+  bool failed;
+
+  if (fp == NULL)
+    return false;
+  nc_profile_text_write (fp, text);
+  failed = ferror (fp);
+  failed |= fclose (fp) == EOF;
+  return !failed;
+}
+
 /* The profile as a string, to be freed; NULL, reported. */
 static char *
 text_of (const struct nc_profile_text *text)
 {
   char *string = NULL;
   size_t len;
-  FILE *fp = open_memstream (&string, &len);
-  bool failed = fp == NULL;
 
-  if (fp) {
-    nc_profile_text_write (fp, text);
-    failed = ferror (fp);
-    failed |= fclose (fp) == EOF;
-  }
-  if (!failed)
+  if (write_to (open_memstream (&string, &len), text))
     return string;
   nc_error ("out of memory");
   free (string);
@@ -356,15 +364,7 @@ is_stream (const char *file)
 static int
 write_stream (const char *file, const struct nc_profile_text *text)
 {
-  FILE *fp = fopen (file, "ae");
-  bool failed = fp == NULL;
-
-  if (fp) {
-    nc_profile_text_write (fp, text);
-    failed = ferror (fp);
-    failed |= fclose (fp) == EOF;
-  }
-  if (!failed)
+  if (write_to (fopen (file, "ae"), text))
     return EXIT_DONE;
   nc_error ("%s: %m", file);
   return EXIT_FAILED;
