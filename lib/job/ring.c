@@ -263,7 +263,7 @@ static void
 end_storing (struct nc_ring *ring)
 {
   NC_LOCKED (&ring->lock);
-  if (--ring->storing == 0)
+  if (--ring->storing == 0 && !ring->is_running)
     pthread_cond_signal (&ring->changed);
 }
 

@@ -10,6 +10,7 @@
 
 #include <pthread.h>
 #include <sched.h>
+#include <sys/resource.h>
 
 #include "checked.h"
 #include "tap.h"
@@ -261,6 +262,36 @@ test_copy (uint64_t *seed, unsigned limit)
   free (c);
 }
 
+/* How often the calling thread has gone to sleep. */
+static long
+sleeps (void)
+{
+  struct rusage usage;
+
+  must (getrusage (RUSAGE_THREAD, &usage) == 0, "getrusage");
+  return usage.ru_nvcsw;
+}
+
+/* Beside a guest, whose processor that would be, most of all. */
+static void
+test_sleep (uint64_t *seed)
+{
+  struct copy *c = copy_new (seed);
+  struct nc_ring *ring = nc_ring_new (&ops, c, PIECE);
+  long times = sleeps ();
+  int r;
+
+  must (ring != NULL, "ring");
+  nc_ring_set_limit (ring, 1);
+  r = nc_ring_run (ring);
+  times = sleeps () - times;
+  ok (r == 0 && c->stored > 100 && times < c->stored / 10,
+      "who runs it is not woken for each piece (%ld times for %u)", times,
+      c->stored);
+  nc_ring_free (ring);
+  free (c);
+}
+
 static void
 test_together (uint64_t *seed)
 {
@@ -434,6 +465,7 @@ main (void)
   test_copy (&seed, 0);
   test_copy (&seed, 1);
   test_copy (&seed, 3);
+  test_sleep (&seed);
   test_together (&seed);
   test_errors (&seed, NC_RING_PLAN, "planning");
   test_errors (&seed, NC_RING_READ, "a read");
