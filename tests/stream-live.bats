@@ -450,8 +450,9 @@ has_lines_beyond ()
   [[ $output == *"a JOB goes with --watch"* ]]
   run -2 "$NBDCHAIN" jobs --progress qmp
   "$NBDCHAIN" stream --speed 64K qmp
-  start first "$NBDCHAIN" jobs --watch --json qmp
+  start first "$NBDCHAIN" jobs --watch --progress --json qmp
   first=$pid
+  wait_for 20 says first.err '"done":[0-9]'
   stop "$server"
   serve top.fvd --control qmp
   server=$pid
