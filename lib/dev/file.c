@@ -35,6 +35,13 @@
 #include "dev/holder.h"
 #include "report.h"
 #include "scope.h"
+#include "standback.h"
+
+/* Who stands back writes so many bytes at a time.  Where the kernel does not
+ * preempt itself, a guest's thread waits until the call of another one returns,
+ * and copying 64 KiB into the page cache may take as long as its whole request.
+ */
+#define STEP_BACK (UINT64_C (16) << 10)
 
 enum op { OP_READ, OP_WRITE, OP_WRITE_DATA, OP_ZERO, N_OPS };
 
@@ -152,6 +159,7 @@ static int
 write_all (struct nc_dev *dev, struct iovec *iov, int niov, uint64_t offset,
            int flags, enum op op)
 {
+  const size_t most = nc_stands_back () ? STEP_BACK : SIZE_MAX;
   const int fd = file_of (dev)->fd;
 
   iov_advance (&iov, &niov, 0);         /* drops empty leading parts */
@@ -159,7 +167,7 @@ write_all (struct nc_dev *dev, struct iovec *iov, int niov, uint64_t offset,
     ssize_t r;
 
     if (niov == 1 && flags == 0)
-      r = pwrite (fd, iov->iov_base, iov->iov_len, offset);
+      r = pwrite (fd, iov->iov_base, nc_min64 (iov->iov_len, most), offset);
     else
       r = pwritev2 (fd, iov, niov, offset, flags);
     if (r == -1 && errno == EINTR)

@@ -18,6 +18,7 @@
 #include "chain.h"
 #include "image.h"
 #include "job/flusher.h"
+#include "standback.h"
 #include "tap.h"
 
 /* The errno of the next call on a file of ours; 0: none.  Each fails once,
@@ -50,6 +51,8 @@ pread (int fd, void *buf, size_t count, off_t offset)
   return real (fd, buf, count, offset);
 }
 
+static size_t largest_write;
+
 ssize_t
 pwrite (int fd, const void *buf, size_t count, off_t offset)
 {
@@ -57,6 +60,8 @@ pwrite (int fd, const void *buf, size_t count, off_t offset)
 
   if (fails (&fail.write))
     return -1;
+  if (count > largest_write)
+    largest_write = count;
   *(void **) &real = dlsym (RTLD_NEXT, "pwrite64");
   return real (fd, buf, count, offset);
 }
@@ -414,6 +419,32 @@ test_flusher (void)
   unlink (path);
 }
 
+/* A guest's thread waits until the system call of another one returns. */
+static void
+test_standing_back (void)
+{
+  static char buf[100 << 10], got[sizeof buf];
+  struct nc_dev *dev;
+
+  make_file ();
+  dev = open_dev ();
+  memset (buf, 'x', sizeof buf);
+  largest_write = 0;
+  must (dev->ops->pwrite (dev, buf, sizeof buf, 4096) == 0, "write");
+  ok (largest_write == sizeof buf, "a write is one call");
+  nc_stand_back (true);
+  largest_write = 0;
+  memset (buf, 'y', sizeof buf);
+  ok (dev->ops->pwrite (dev, buf, sizeof buf, 4096) == 0 &&
+      largest_write <= 16 << 10 &&
+      dev->ops->pread (dev, got, sizeof got, 4096) == 0 &&
+      memcmp (buf, got, sizeof got) == 0,
+      "one of a thread that stands back is several, and complete");
+  nc_stand_back (false);
+  nc_dev_close (dev);
+  unlink (path);
+}
+
 int
 main (void)
 {
@@ -423,6 +454,7 @@ main (void)
   test_failed_sync ();
   test_two_syncs ();
   test_flusher ();
+  test_standing_back ();
   test_chain ("raw");
   test_chain ("fvd");
   return tap_done ();
