@@ -1,15 +1,16 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /* Copyright (C) 2026 The nbdchain authors */
 
-/* One thread: it waits until something was stored, then until a second has
- * passed since or enough has come together, flushes, and starts over.  Each
+/* The keeper waits until something was stored, then until a second has passed
+ * since or enough has come together, has it flushed, and starts over.  Each
  * step on the way there is written out, and what has passed some steps ago,
  * which should be in storage by then, leaves the memory; what was not leaves it
  * behind the flush.  That something fails is reported below, and the image fails
  * every later flush, also that with which a job ends.
  *
- * It does not stand back: a guest that flushes shares the flush, and would wait
- * for it. */
+ * The keeper stands back while those who store do.  The flush itself is another
+ * thread's, which does not: a guest that flushes shares it, and would wait for
+ * it. */
 
 #include <config.h>
 
@@ -27,6 +28,7 @@
 #include "clock.h"
 #include "report.h"
 #include "scope.h"
+#include "standback.h"
 
 #define PERIOD NC_SECOND
 #define RANGES 256              /* known at a time; others stay in memory */
@@ -39,19 +41,21 @@ struct range {
 
 struct nc_flusher {
   struct nc_export *disk;
-  pthread_t thread;
+  pthread_t keeper, flushing;
   pthread_mutex_t lock;         /* guards what follows */
-  pthread_cond_t changed;
+  pthread_cond_t changed;       /* for the keeper */
+  pthread_cond_t wanted;        /* a flush is, or none will be any more */
+  bool is_wanted, is_over;
   uint64_t stored;              /* bytes since the last flush began */
   uint64_t written_out;         /* of them, or as good as */
   struct range passed[RANGES];  /* since the last flush began, in order */
   unsigned n_passed;
   unsigned n_tried;             /* of them: they should have left the memory */
   uint64_t untried;             /* bytes of the others */
+  bool stands_back;             /* who stored last */
   bool is_ending;
-
   bool has_failed;              /* a flush: memory may have what storage lacks,
-                                   and keeps it; the thread's */
+                                   and keeps it */
 };
 
 static bool
@@ -93,26 +97,38 @@ evict (struct nc_flusher *f, const struct range gone[RANGES], unsigned n)
     nc_export_evict (f->disk, gone[i].offset, gone[i].end - gone[i].offset);
 }
 
+/* Have all that was stored until now flushed. */
+static void
+flush_locked (struct nc_flusher *f)
+{
+  f->stored = f->written_out = 0;
+  f->is_wanted = true;
+  pthread_cond_signal (&f->wanted);
+  while (f->is_wanted)
+    pthread_cond_wait (&f->changed, &f->lock);
+}
+
 static void
 step_locked (struct nc_flusher *f, bool flush)
 {
   struct range gone[RANGES];
   const unsigned n = flush ? take_all_locked (f, gone)
     : take_old_locked (f, gone);
-  int r = 0;
+  const bool stands_back = f->stands_back;
+  bool may_go;
 
-  f->written_out = f->stored;
   if (flush)
-    f->stored = f->written_out = 0;
-  pthread_mutex_unlock (&f->lock);
-  if (flush)
-    r = nc_export_flush (f->disk);
+    flush_locked (f);
   else
+    f->written_out = f->stored;
+  may_go = !f->has_failed;
+  pthread_mutex_unlock (&f->lock);
+  nc_stand_back (stands_back);
+  if (!flush)
     nc_export_write_out (f->disk);
-  if (r == 0 && !f->has_failed)
+  if (may_go)
     evict (f, gone, n);
   pthread_mutex_lock (&f->lock);
-  f->has_failed |= r == -1;
 }
 
 /* Wait until it is time to flush.  Returns false at the end. */
@@ -137,7 +153,7 @@ wait_for_work_locked (struct nc_flusher *f)
 }
 
 static void *
-thread (void *opaque)
+keeper (void *opaque)
 {
   struct nc_flusher *f = opaque;
 
@@ -145,6 +161,61 @@ thread (void *opaque)
   while (wait_for_work_locked (f))
     step_locked (f, true);
   return NULL;
+}
+
+static void *
+flushing (void *opaque)
+{
+  struct nc_flusher *f = opaque;
+  int r;
+
+  NC_LOCKED (&f->lock);
+  for (;;) {
+    while (!f->is_wanted && !f->is_over)
+      pthread_cond_wait (&f->wanted, &f->lock);
+    if (f->is_over)
+      return NULL;
+    pthread_mutex_unlock (&f->lock);
+    r = nc_export_flush (f->disk);
+    pthread_mutex_lock (&f->lock);
+    f->has_failed |= r == -1;
+    f->is_wanted = false;
+    pthread_cond_signal (&f->changed);
+  }
+}
+
+static void
+join_flushing (struct nc_flusher *f)
+{
+  {
+    NC_LOCKED (&f->lock);
+    f->is_over = true;
+    pthread_cond_signal (&f->wanted);
+  }
+  pthread_join (f->flushing, NULL);
+}
+
+static void
+destroy (struct nc_flusher *f)
+{
+  pthread_cond_destroy (&f->wanted);
+  pthread_cond_destroy (&f->changed);
+  pthread_mutex_destroy (&f->lock);
+  free (f);
+}
+
+/* Returns 0, or an errno. */
+static int
+start (struct nc_flusher *f)
+{
+  int err = pthread_create (&f->flushing, NULL, flushing, f);
+
+  if (err)
+    return err;
+  err = pthread_create (&f->keeper, NULL, keeper, f);
+  if (err)
+    join_flushing (f);
+  return err;
 }
 
 struct nc_flusher *
@@ -164,14 +235,13 @@ nc_flusher_new (struct nc_export *disk)
   pthread_condattr_setclock (&attr, CLOCK_MONOTONIC);
   pthread_cond_init (&f->changed, &attr);
   pthread_condattr_destroy (&attr);
-  err = pthread_create (&f->thread, NULL, thread, f);
+  pthread_cond_init (&f->wanted, NULL);
+  err = start (f);
   if (err == 0)
     return f;
   errno = err;
   nc_error ("thread of a flusher: %m");
-  pthread_cond_destroy (&f->changed);
-  pthread_mutex_destroy (&f->lock);
-  free (f);
+  destroy (f);
   return NULL;
 }
 
@@ -181,7 +251,8 @@ note_locked (struct nc_flusher *f, uint64_t count)
   const bool is_first = f->stored == 0;
 
   f->stored += count;
-  /* Those in between the thread need not see. */
+  f->stands_back = nc_stands_back ();
+  /* Those in between the keeper need not see. */
   if (is_first || has_step_locked (f))
     pthread_cond_signal (&f->changed);
 }
@@ -258,12 +329,11 @@ release (struct nc_flusher *f, bool is_durable)
     f->is_ending = true;
     pthread_cond_signal (&f->changed);
   }
-  pthread_join (f->thread, NULL);
+  pthread_join (f->keeper, NULL);
+  join_flushing (f);
   if (is_durable && !f->has_failed)
     evict (f, gone, take_all_locked (f, gone));
-  pthread_cond_destroy (&f->changed);
-  pthread_mutex_destroy (&f->lock);
-  free (f);
+  destroy (f);
 }
 
 void

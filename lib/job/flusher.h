@@ -3,8 +3,8 @@
 
 /* Makes durable, every now and then, what a job stores, so that a job that is
  * killed has little to do again: what it stored in the last second, or the last
- * NC_FLUSHER_BYTES, whichever is less, and while a flush took.  A thread of its
- * own does that, so that neither job nor operator waits for it.  It has what is
+ * NC_FLUSHER_BYTES, whichever is less, and while a flush took.  Threads of its
+ * own do that, so that neither job nor operator waits for it.  It has what is
  * stored written out all the time, so that no flush takes long, also not the
  * last one of a job. */
 #ifndef NC_FLUSHER_H

@@ -26,8 +26,10 @@
 static struct {
   int read, write, durable, write_out, sync, zero;
   _Atomic (unsigned) syncs;
+  _Atomic (unsigned) writes_out;
   unsigned waits;
   bool cannot_write_out;
+  bool stood_back;              /* who synced or wrote out last */
 } fail;
 
 static bool
@@ -89,6 +91,7 @@ fdatasync (int fd)
 {
   int (*real) (int);
 
+  fail.stood_back = nc_stands_back ();
   fail.syncs++;
   if (overlap.late && overlap.entered++ == 0) {
     for (unsigned i = 0; i < 300 && overlap.entered == 1; ++i)
@@ -115,6 +118,8 @@ sync_file_range (int fd, off64_t offset, off64_t count, unsigned flags)
     return -1;
   if (flags & ~SYNC_FILE_RANGE_WRITE)
     fail.waits++;
+  fail.stood_back = nc_stands_back ();
+  fail.writes_out++;
   *(void **) &real = dlsym (RTLD_NEXT, "sync_file_range");
   return real (fd, offset, count, flags);
 }
@@ -384,6 +389,30 @@ test_chain (const char *format)
   unlink (path);
 }
 
+/* A guest's flush shares the one of a job, but nobody waits for the rest. */
+static void
+test_flusher_back (struct nc_export *e)
+{
+  struct nc_flusher *flusher = nc_flusher_new (e);
+  bool writes_back, flushes_back;
+
+  must (flusher != NULL, "flusher");
+  nc_stand_back (true);
+  fail.writes_out = fail.syncs = 0;
+  nc_flusher_pass (flusher, 0, NC_FLUSHER_STEP);
+  while (fail.writes_out == 0)
+    usleep (1000);
+  writes_back = fail.stood_back;
+  nc_flusher_pass (flusher, 0, NC_FLUSHER_BYTES);
+  while (fail.syncs == 0)
+    usleep (1000);
+  flushes_back = fail.stood_back;
+  nc_stand_back (false);
+  nc_flusher_free (flusher);
+  ok (writes_back && !flushes_back,
+      "who flushes for those that stand back does not, who writes out does");
+}
+
 /* Where a flush has failed, memory may be the only place that has the data. */
 static void
 test_flusher (void)
@@ -402,6 +431,7 @@ test_flusher (void)
   nc_flusher_finish (flusher);
   ok (evicted.times == 1 && evicted.count == SIZE,
       "what has passed and is durable leaves the memory");
+  test_flusher_back (e);
 
   flusher = nc_flusher_new (e);
   must (flusher != NULL, "flusher");
