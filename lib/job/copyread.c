@@ -57,12 +57,10 @@
 #define OVERTAKING 4
 
 /* What a small read brings along may take half as long again as the read
- * alone. */
-#define WIDE_NUM 3
-#define WIDE_DEN 2
+ * alone, and so long in any case: less than the next read will take. */
+#define UNNOTICED (MSEC / 10)
 /* So many neighbourhoods, where the one before is here already. */
 #define GO_ON 3
-#define NEAR (MSEC / 4)         /* of a way that takes less nothing is saved */
 #define SAMPLE 32               /* one of so many reads is of the other kind */
 #define PERIOD 64               /* samples after which the way may be another */
 
@@ -273,7 +271,7 @@ pays_locked (const struct nc_copyread *cr, unsigned n)
   const uint64_t alone = time_of (&cr->alone), wide = time_of (&cr->wide);
   const uint64_t more = wide > alone ? wide - alone : 0;
 
-  return alone >= NEAR && (alone + n * more) * WIDE_DEN <= alone * WIDE_NUM;
+  return n * more <= nc_max64 (alone / 2, UNNOTICED);
 }
 
 /* Whether a read of COUNT bytes is to bring its neighbourhood along.  Where

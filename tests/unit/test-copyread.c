@@ -10,6 +10,7 @@
 #include "job/copyread.h"
 
 #include <fcntl.h>
+#include <inttypes.h>
 
 #include "chain.h"
 #include "checked.h"
@@ -170,6 +171,16 @@ test_what (void)
   good = reads (&disk, BLOCK, 2 * BLOCK) && reads (&disk, 0, 64 * K);
   ok (good && close_disk (&disk) && allocated () == 64 * K,
       "and the rest comes with the next read");
+
+  /* The source is next to it, and nothing is read in order. */
+  make_top ();
+  open_disk (&disk, &defaults);
+  for (unsigned i = 42; good && i-- > 0;)
+    good = reads (&disk, i * 192 * K, 1);
+  ok (good && fetched (&disk) >= 30 * 64 * K,
+      "it is brought along where that takes next to no time (%" PRIu64 ")",
+      fetched (&disk));
+  close_disk (&disk);
 
   opts.max_outstanding = 2 * BLOCK;
   make_top ();
