@@ -173,15 +173,17 @@ test_what (void)
       "and the rest comes with the next read");
 
   /* The source is next to it, and nothing is read in order. */
+  opts.neighbourhood = 2 * BLOCK;
   make_top ();
-  open_disk (&disk, &defaults);
+  open_disk (&disk, &opts);
   for (unsigned i = 42; good && i-- > 0;)
     good = reads (&disk, i * 192 * K, 1);
-  ok (good && fetched (&disk) >= 30 * 64 * K,
+  ok (good && fetched (&disk) >= 36 * 2 * BLOCK,
       "it is brought along where that takes next to no time (%" PRIu64 ")",
       fetched (&disk));
   close_disk (&disk);
 
+  opts.neighbourhood = 0;
   opts.max_outstanding = 2 * BLOCK;
   make_top ();
   open_disk (&disk, &opts);
