@@ -46,7 +46,8 @@ struct nc_dev_ops {
   int (*pwritev) (struct nc_dev *dev, struct iovec *iov, int niov,
                   uint64_t offset);
 
-  /* Write, durable when it returns; says nothing of other writes. */
+  /* Write, durable when it returns; says nothing of other writes, but may fail
+   * once a sync has. */
   int (*pwrite_durable) (struct nc_dev *dev, const void *buf, size_t count,
                          uint64_t offset);
 
@@ -55,7 +56,8 @@ struct nc_dev_ops {
 
   /* Begin to make durable what was written by anybody, and wait for no more
    * than that it is under way, so that a sync later on has less to wait for.
-   * If it fails, so does every later sync.  NULL: nothing to begin. */
+   * If it fails, so does a sync that runs meanwhile, and every later one.
+   * NULL: nothing to begin. */
   void (*write_out) (struct nc_dev *dev);
 
   /* Keep in memory no more what is there and in storage, too; the rest stays.

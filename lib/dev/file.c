@@ -57,11 +57,12 @@ struct file {
    * time.  So there is one at a time, and who arrives meanwhile shares the
    * next. */
   pthread_mutex_t sync_lock;
-  pthread_cond_t sync_ended;
+  pthread_cond_t sync_ended;    /* or a write-out has */
   /* Guarded by sync_lock: */
   bool syncing;
   bool sync_failed;             /* for good */
   uint64_t syncs_started, syncs_ended;
+  uint64_t write_outs_started, write_outs_ended;        /* one at a time */
 };
 
 static inline struct file *
@@ -201,18 +202,27 @@ file_pwrite (struct nc_dev *dev, const void *buf, size_t count,
   return write_all (dev, &iov, 1, offset, 0, OP_WRITE);
 }
 
-/* Be the only one who syncs, from here to end_sync. */
+/* Be the only one who syncs, from here to end_sync_lock, without the lock. */
 static void
-begin_sync_locked (struct file *f)
+begin_sync_unlock (struct file *f)
 {
   while (f->syncing)
     pthread_cond_wait (&f->sync_ended, &f->sync_lock);
   f->syncing = true;
+  pthread_mutex_unlock (&f->sync_lock);
 }
 
+/* Take the lock again.  What was being written out meanwhile may be what was
+ * to be synced, and then fails for both. */
 static void
-end_sync_locked (struct file *f, bool failure)
+end_sync_lock (struct file *f, bool failure)
 {
+  uint64_t begun;
+
+  pthread_mutex_lock (&f->sync_lock);
+  begun = f->write_outs_started;
+  while (f->write_outs_ended < begun)
+    pthread_cond_wait (&f->sync_ended, &f->sync_lock);
   f->syncing = false;
   f->sync_failed |= failure;
   pthread_cond_broadcast (&f->sync_ended);
@@ -232,15 +242,13 @@ file_sync (struct nc_dev *dev)
       pthread_cond_wait (&f->sync_ended, &f->sync_lock);
       continue;
     }
-    begin_sync_locked (f);
     f->syncs_started++;
-    pthread_mutex_unlock (&f->sync_lock);
+    begin_sync_unlock (f);
     r = fdatasync (f->fd);
     if (r == -1)
       nc_error ("%s: sync: %m", dev->name);
-    pthread_mutex_lock (&f->sync_lock);
+    end_sync_lock (f, r == -1);
     f->syncs_ended = f->syncs_started;
-    end_sync_locked (f, r == -1);
   }
   if (!f->sync_failed)
     return 0;
@@ -256,33 +264,34 @@ can_write_out (const struct file *f)
   return sync_file_range (f->fd, 0, 0, 0) == 0;
 }
 
-/* Alone, as a sync: the kernel need not tell an fdatasync of what it tells us
- * here.  Not waiting for what is under way does not use up what an fdatasync
- * is to be told. */
+/* It may run beside a sync: not waiting for what is under way does not use up
+ * what an fdatasync is to be told.  But of a failure here it need not be told,
+ * so it waits for us. */
 static void
 file_write_out (struct nc_dev *dev)
 {
   struct file *f = file_of (dev);
-  bool failure;
-  int r;
+  bool failure = false;
+  int r, err;
 
   NC_LOCKED (&f->sync_lock);
-  begin_sync_locked (f);
+  while (f->write_outs_ended < f->write_outs_started)
+    pthread_cond_wait (&f->sync_ended, &f->sync_lock);
+  f->write_outs_started++;
   pthread_mutex_unlock (&f->sync_lock);
   do
     r = sync_file_range (f->fd, 0, 0, SYNC_FILE_RANGE_WRITE);
   while (r == -1 && errno == EINTR);
-  failure = r == -1;
-  if (failure) {
-    const int err = errno;
-
-    failure = can_write_out (f);
+  err = errno;
+  if (r == -1 && can_write_out (f)) {
+    failure = true;
     errno = err;
-    if (failure)
-      nc_error ("%s: writing out: %m", dev->name);
+    nc_error ("%s: writing out: %m", dev->name);
   }
   pthread_mutex_lock (&f->sync_lock);
-  end_sync_locked (f, failure);
+  f->write_outs_ended++;
+  f->sync_failed |= failure;
+  pthread_cond_broadcast (&f->sync_ended);
 }
 
 static void
@@ -298,14 +307,16 @@ write_dsync (struct file *f, struct iovec *iov, uint64_t offset)
   int r, err;
 
   NC_LOCKED (&f->sync_lock);
-  begin_sync_locked (f);
-  pthread_mutex_unlock (&f->sync_lock);
+  begin_sync_unlock (f);
   r = write_all (&f->dev, iov, 1, offset, RWF_DSYNC, OP_WRITE);
   err = errno;
   if (r == -1 && err == EOPNOTSUPP)
     r = 1;
-  pthread_mutex_lock (&f->sync_lock);
-  end_sync_locked (f, r == -1);
+  end_sync_lock (f, r == -1);
+  if (r == 0 && f->sync_failed) {
+    err = EIO;
+    r = -1;
+  }
   errno = err;
   return r;
 }

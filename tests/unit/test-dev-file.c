@@ -29,7 +29,7 @@ static struct {
   _Atomic (unsigned) writes_out;
   unsigned waits;
   bool cannot_write_out;
-  bool stood_back;              /* who synced or wrote out last */
+  _Atomic (bool) syncs_back, writes_back;       /* who did it stood back */
 } fail;
 
 static bool
@@ -53,6 +53,11 @@ pread (int fd, void *buf, size_t count, off_t offset)
   return real (fd, buf, count, offset);
 }
 
+/* Somebody who writes out fails late, after a sync has begun. */
+static struct {
+  _Atomic (bool) wanted, entered, synced;
+} late_write_out;
+
 static size_t largest_write;
 
 ssize_t
@@ -75,6 +80,7 @@ pwritev2 (int fd, const struct iovec *iov, int niov, off_t offset, int flags)
 
   if (fails (flags ? &fail.durable : &fail.write))
     return -1;
+  late_write_out.synced = true;
   *(void **) &real = dlsym (RTLD_NEXT, "pwritev64v2");
   return real (fd, iov, niov, offset, flags);
 }
@@ -91,8 +97,9 @@ fdatasync (int fd)
 {
   int (*real) (int);
 
-  fail.stood_back = nc_stands_back ();
+  fail.syncs_back = nc_stands_back ();
   fail.syncs++;
+  late_write_out.synced = true;
   if (overlap.late && overlap.entered++ == 0) {
     for (unsigned i = 0; i < 300 && overlap.entered == 1; ++i)
       usleep (1000);
@@ -116,9 +123,17 @@ sync_file_range (int fd, off64_t offset, off64_t count, unsigned flags)
   }
   if (fails (&fail.write_out))
     return -1;
+  if (flags && late_write_out.wanted) {
+    late_write_out.entered = true;
+    while (!late_write_out.synced)
+      usleep (1000);
+    usleep (20000);             /* so that it would be told of too late */
+    errno = EIO;
+    return -1;
+  }
   if (flags & ~SYNC_FILE_RANGE_WRITE)
     fail.waits++;
-  fail.stood_back = nc_stands_back ();
+  fail.writes_back = nc_stands_back ();
   fail.writes_out++;
   *(void **) &real = dlsym (RTLD_NEXT, "sync_file_range");
   return real (fd, offset, count, flags);
@@ -325,6 +340,42 @@ open_chain (const char *format)
   return chain && nc_chain_start (chain) == 0 ? chain : NULL;
 }
 
+static void *
+write_out_thread (void *opaque)
+{
+  struct nc_dev *dev = opaque;
+
+  dev->ops->write_out (dev);
+  return NULL;
+}
+
+/* What is being written out may be what is to be synced. */
+static void
+test_sync_beside_write_out (bool durable)
+{
+  const char buf[512] = "x";
+  struct nc_dev *dev;
+  pthread_t thread;
+  int r;
+
+  make_file ();
+  dev = open_dev ();
+  late_write_out.entered = late_write_out.synced = false;
+  late_write_out.wanted = true;
+  must (pthread_create (&thread, NULL, write_out_thread, dev) == 0, "thread");
+  while (!late_write_out.entered)
+    usleep (1000);
+  late_write_out.synced = false;
+  r = durable ? dev->ops->pwrite_durable (dev, buf, sizeof buf, 0)
+    : dev->ops->sync (dev);
+  ok (r == -1 && errno == EIO, "%s fails with the write-out beside it",
+      durable ? "a durable write" : "a sync");
+  pthread_join (thread, NULL);
+  late_write_out.wanted = false;
+  nc_dev_close (dev);
+  unlink (path);
+}
+
 /* The same through the chain: what a client gets. */
 static void
 test_chain (const char *format)
@@ -394,7 +445,6 @@ static void
 test_flusher_back (struct nc_export *e)
 {
   struct nc_flusher *flusher = nc_flusher_new (e);
-  bool writes_back, flushes_back;
 
   must (flusher != NULL, "flusher");
   nc_stand_back (true);
@@ -402,14 +452,12 @@ test_flusher_back (struct nc_export *e)
   nc_flusher_pass (flusher, 0, NC_FLUSHER_STEP);
   while (fail.writes_out == 0)
     usleep (1000);
-  writes_back = fail.stood_back;
   nc_flusher_pass (flusher, 0, NC_FLUSHER_BYTES);
   while (fail.syncs == 0)
     usleep (1000);
-  flushes_back = fail.stood_back;
   nc_stand_back (false);
   nc_flusher_free (flusher);
-  ok (writes_back && !flushes_back,
+  ok (fail.writes_back && !fail.syncs_back,
       "who flushes for those that stand back does not, who writes out does");
 }
 
@@ -483,6 +531,8 @@ main (void)
   test_not_connected ();
   test_failed_sync ();
   test_two_syncs ();
+  test_sync_beside_write_out (false);
+  test_sync_beside_write_out (true);
   test_flusher ();
   test_standing_back ();
   test_chain ("raw");
