@@ -1,16 +1,16 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /* Copyright (C) 2026 The nbdchain authors */
 
-/* The keeper waits until something was stored, then until a second has passed
- * since or enough has come together, has it flushed, and starts over.  Each
- * step on the way there is written out, and what has passed some steps ago,
- * which should be in storage by then, leaves the memory; what was not leaves it
- * behind the flush.  That something fails is reported below, and the image fails
- * every later flush, also that with which a job ends.
+/* The keeper has what is stored written out step by step, and what has passed
+ * some steps ago, which should be in storage by then, leaves the memory.  A
+ * second after something was stored, or when enough has come together, it has
+ * it flushed, which is another thread's work; meanwhile it goes on, so that
+ * storage is never without work.  What had not left the memory leaves it behind
+ * the flush.  That something fails is reported below, and the image fails every
+ * later flush, also that with which a job ends.
  *
- * The keeper stands back while those who store do.  The flush itself is another
- * thread's, which does not: a guest that flushes shares it, and would wait for
- * it. */
+ * The keeper stands back while those who store do.  Who flushes does not: a
+ * guest that flushes shares the flush, and would wait for it. */
 
 #include <config.h>
 
@@ -33,10 +33,15 @@
 #define PERIOD NC_SECOND
 #define RANGES 256              /* known at a time; others stay in memory */
 #define RANGE_MAX (UINT64_C (4) << 20)  /* bytes */
-#define PASSING (UINT64_C (24) << 20)   /* on its way to storage */
+#define PASSING (UINT64_C (16) << 20)   /* on its way to storage */
 
 struct range {
   uint64_t offset, end;         /* bytes of the disk */
+};
+
+struct ranges {
+  struct range range[RANGES];
+  unsigned n;
 };
 
 struct nc_flusher {
@@ -45,13 +50,15 @@ struct nc_flusher {
   pthread_mutex_t lock;         /* guards what follows */
   pthread_cond_t changed;       /* for the keeper */
   pthread_cond_t wanted;        /* a flush is, or none will be any more */
-  bool is_wanted, is_over;
+  bool is_wanted;
   uint64_t stored;              /* bytes since the last flush began */
   uint64_t written_out;         /* of them, or as good as */
-  struct range passed[RANGES];  /* since the last flush began, in order */
-  unsigned n_passed;
+  uint64_t due;                 /* when to flush; 0: nothing to flush, or not
+                                   before the flush under way has ended */
+  struct ranges passed;         /* since the last flush began, in order */
   unsigned n_tried;             /* of them: they should have left the memory */
   uint64_t untried;             /* bytes of the others */
+  struct ranges flushed;        /* durable when the flush has ended well */
   bool stands_back;             /* who stored last */
   bool is_ending;
   bool has_failed;              /* a flush: memory may have what storage lacks,
@@ -64,92 +71,92 @@ has_step_locked (const struct nc_flusher *f)
   return f->stored - f->written_out >= NC_FLUSHER_STEP;
 }
 
-/* The ranges that should be in storage now go to GONE.  Returns how many. */
-static unsigned
-take_old_locked (struct nc_flusher *f, struct range gone[RANGES])
+/* Whether something was flushed that has not left the memory. */
+static bool
+may_go_locked (const struct nc_flusher *f)
 {
-  unsigned n = 0;
-
-  while (f->n_tried < f->n_passed && f->untried > PASSING) {
-    gone[n] = f->passed[f->n_tried++];
-    f->untried -= gone[n].end - gone[n].offset;
-    n++;
-  }
-  return n;
+  return f->flushed.n > 0 && !f->is_wanted;
 }
 
-/* The same for all of them, when they are. */
-static unsigned
-take_all_locked (struct nc_flusher *f, struct range gone[RANGES])
+/* The ranges that should be in storage now go to GONE. */
+static void
+take_old_locked (struct nc_flusher *f, struct ranges *gone)
 {
-  const unsigned n = f->n_passed;
+  while (f->n_tried < f->passed.n && f->untried > PASSING) {
+    const struct range *range = &f->passed.range[f->n_tried++];
 
-  memcpy (gone, f->passed, n * sizeof *gone);
-  f->n_passed = f->n_tried = 0;
-  f->untried = 0;
-  return n;
+    f->untried -= range->end - range->offset;
+    gone->range[gone->n++] = *range;
+  }
 }
 
 static void
-evict (struct nc_flusher *f, const struct range gone[RANGES], unsigned n)
+evict (struct nc_flusher *f, const struct ranges *gone)
 {
-  for (unsigned i = 0; i < n; ++i)
-    nc_export_evict (f->disk, gone[i].offset, gone[i].end - gone[i].offset);
+  for (unsigned i = 0; i < gone->n; ++i)
+    nc_export_evict (f->disk, gone->range[i].offset,
+                     gone->range[i].end - gone->range[i].offset);
+}
+
+/* Write out and evict, as far as either is to be done.  What no flush has
+ * confirmed leaves the memory only up to what may be stored between two. */
+static void
+step_locked (struct nc_flusher *f)
+{
+  const bool stands_back = f->stands_back, write_out = has_step_locked (f);
+  struct ranges gone = { .n = 0 };
+
+  if (may_go_locked (f)) {
+    gone = f->flushed;
+    f->flushed.n = 0;
+  }
+  if (write_out) {
+    f->written_out = f->stored;
+    if (gone.n == 0 && f->stored < NC_FLUSHER_BYTES)
+      take_old_locked (f, &gone);
+  }
+  if (f->has_failed)
+    gone.n = 0;
+  pthread_mutex_unlock (&f->lock);
+  nc_stand_back (stands_back);
+  if (write_out)
+    nc_export_write_out (f->disk);
+  evict (f, &gone);
+  pthread_mutex_lock (&f->lock);
 }
 
 /* Have all that was stored until now flushed. */
 static void
 flush_locked (struct nc_flusher *f)
 {
-  f->stored = f->written_out = 0;
+  f->stored = f->written_out = f->due = 0;
+  f->flushed = f->passed;
+  f->passed.n = f->n_tried = 0;
+  f->untried = 0;
   f->is_wanted = true;
   pthread_cond_signal (&f->wanted);
-  while (f->is_wanted)
-    pthread_cond_wait (&f->changed, &f->lock);
 }
 
+/* Wait for something to happen, or until it is time to flush. */
 static void
-step_locked (struct nc_flusher *f, bool flush)
-{
-  struct range gone[RANGES];
-  const unsigned n = flush ? take_all_locked (f, gone)
-    : take_old_locked (f, gone);
-  const bool stands_back = f->stands_back;
-  bool may_go;
-
-  if (flush)
-    flush_locked (f);
-  else
-    f->written_out = f->stored;
-  may_go = !f->has_failed;
-  pthread_mutex_unlock (&f->lock);
-  nc_stand_back (stands_back);
-  if (!flush)
-    nc_export_write_out (f->disk);
-  if (may_go)
-    evict (f, gone, n);
-  pthread_mutex_lock (&f->lock);
-}
-
-/* Wait until it is time to flush.  Returns false at the end. */
-static bool
-wait_for_work_locked (struct nc_flusher *f)
+wait_locked (struct nc_flusher *f)
 {
   struct timespec ts;
-  uint64_t end;
 
-  while (f->stored == 0 && !f->is_ending)
+  if (f->due == 0) {
     pthread_cond_wait (&f->changed, &f->lock);
-  end = nc_now () + PERIOD;
-  ts = (struct timespec) { .tv_sec = end / NC_SECOND,
-                           .tv_nsec = end % NC_SECOND };
-  while (f->stored < NC_FLUSHER_BYTES && !f->is_ending && nc_now () < end) {
-    if (has_step_locked (f))
-      step_locked (f, false);
-    else
-      pthread_cond_timedwait (&f->changed, &f->lock, &ts);
+    return;
   }
-  return !f->is_ending;
+  ts = (struct timespec) { .tv_sec = f->due / NC_SECOND,
+                           .tv_nsec = f->due % NC_SECOND };
+  pthread_cond_timedwait (&f->changed, &f->lock, &ts);
+}
+
+static bool
+must_flush_locked (const struct nc_flusher *f)
+{
+  return f->due != 0 && !may_go_locked (f) &&
+    (f->stored >= NC_FLUSHER_BYTES || nc_now () >= f->due);
 }
 
 static void *
@@ -158,8 +165,16 @@ keeper (void *opaque)
   struct nc_flusher *f = opaque;
 
   NC_LOCKED (&f->lock);
-  while (wait_for_work_locked (f))
-    step_locked (f, true);
+  while (!f->is_ending) {
+    if (f->due == 0 && f->stored > 0 && !f->is_wanted)
+      f->due = nc_now () + PERIOD;
+    if (must_flush_locked (f))
+      flush_locked (f);
+    else if (has_step_locked (f) || may_go_locked (f))
+      step_locked (f);
+    else
+      wait_locked (f);
+  }
   return NULL;
 }
 
@@ -171,9 +186,9 @@ flushing (void *opaque)
 
   NC_LOCKED (&f->lock);
   for (;;) {
-    while (!f->is_wanted && !f->is_over)
+    while (!f->is_wanted && !f->is_ending)
       pthread_cond_wait (&f->wanted, &f->lock);
-    if (f->is_over)
+    if (f->is_ending)
       return NULL;
     pthread_mutex_unlock (&f->lock);
     r = nc_export_flush (f->disk);
@@ -185,14 +200,12 @@ flushing (void *opaque)
 }
 
 static void
-join_flushing (struct nc_flusher *f)
+end (struct nc_flusher *f)
 {
-  {
-    NC_LOCKED (&f->lock);
-    f->is_over = true;
-    pthread_cond_signal (&f->wanted);
-  }
-  pthread_join (f->flushing, NULL);
+  NC_LOCKED (&f->lock);
+  f->is_ending = true;
+  pthread_cond_signal (&f->changed);
+  pthread_cond_signal (&f->wanted);
 }
 
 static void
@@ -213,8 +226,10 @@ start (struct nc_flusher *f)
   if (err)
     return err;
   err = pthread_create (&f->keeper, NULL, keeper, f);
-  if (err)
-    join_flushing (f);
+  if (err) {
+    end (f);
+    pthread_join (f->flushing, NULL);
+  }
   return err;
 }
 
@@ -271,11 +286,20 @@ fit_together (const struct range *a, const struct range *b)
 }
 
 static void
-remove_locked (struct nc_flusher *f, unsigned i)
+ranges_remove (struct ranges *ranges, unsigned i)
 {
-  f->n_passed--;
-  memmove (f->passed + i, f->passed + i + 1,
-           (f->n_passed - i) * sizeof *f->passed);
+  ranges->n--;
+  memmove (ranges->range + i, ranges->range + i + 1,
+           (ranges->n - i) * sizeof *ranges->range);
+}
+
+static void
+ranges_insert (struct ranges *ranges, unsigned i, struct range range)
+{
+  memmove (ranges->range + i + 1, ranges->range + i,
+           (ranges->n - i) * sizeof *ranges->range);
+  ranges->range[i] = range;
+  ranges->n++;
 }
 
 /* Pieces come nearly in order.  So that they make few ranges, and few calls,
@@ -286,8 +310,8 @@ pass_locked (struct nc_flusher *f, struct range range)
   const uint64_t count = range.end - range.offset;
   unsigned at = RANGES;         /* where the oldest of them was */
 
-  for (unsigned i = f->n_tried; i < f->n_passed;) {
-    const struct range *other = &f->passed[i];
+  for (unsigned i = f->n_tried; i < f->passed.n;) {
+    const struct range *other = &f->passed.range[i];
 
     if (fit_together (other, &range))
       range.offset = other->offset;
@@ -298,15 +322,11 @@ pass_locked (struct nc_flusher *f, struct range range)
       continue;
     }
     at = nc_min64 (at, i);
-    remove_locked (f, i);
+    ranges_remove (&f->passed, i);
   }
-  if (f->n_passed == RANGES)
+  if (f->passed.n == RANGES)
     return;
-  at = nc_min64 (at, f->n_passed);
-  memmove (f->passed + at + 1, f->passed + at,
-           (f->n_passed - at) * sizeof *f->passed);
-  f->passed[at] = range;
-  f->n_passed++;
+  ranges_insert (&f->passed, nc_min64 (at, f->passed.n), range);
   f->untried += count;
 }
 
@@ -322,17 +342,13 @@ nc_flusher_pass (struct nc_flusher *f, uint64_t offset, uint64_t count)
 static void
 release (struct nc_flusher *f, bool is_durable)
 {
-  struct range gone[RANGES];
-
-  {
-    NC_LOCKED (&f->lock);
-    f->is_ending = true;
-    pthread_cond_signal (&f->changed);
-  }
+  end (f);
   pthread_join (f->keeper, NULL);
-  join_flushing (f);
-  if (is_durable && !f->has_failed)
-    evict (f, gone, take_all_locked (f, gone));
+  pthread_join (f->flushing, NULL);
+  if (is_durable && !f->has_failed) {
+    evict (f, &f->flushed);
+    evict (f, &f->passed);
+  }
   destroy (f);
 }
 

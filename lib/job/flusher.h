@@ -13,7 +13,7 @@
 #include <stdint.h>
 
 #define NC_FLUSHER_BYTES (UINT64_C (64) << 20)
-#define NC_FLUSHER_STEP (UINT64_C (8) << 20)    /* written out at a time */
+#define NC_FLUSHER_STEP (UINT64_C (4) << 20)    /* written out at a time */
 
 struct nc_export;
 struct nc_flusher;

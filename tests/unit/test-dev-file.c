@@ -29,6 +29,7 @@ static struct {
   _Atomic (unsigned) writes_out;
   unsigned waits;
   bool cannot_write_out;
+  unsigned write_out_takes;     /* microseconds */
   _Atomic (bool) syncs_back, writes_back;       /* who did it stood back */
 } fail;
 
@@ -133,6 +134,7 @@ sync_file_range (int fd, off64_t offset, off64_t count, unsigned flags)
   }
   if (flags & ~SYNC_FILE_RANGE_WRITE)
     fail.waits++;
+  usleep (fail.write_out_takes);
   fail.writes_back = nc_stands_back ();
   fail.writes_out++;
   *(void **) &real = dlsym (RTLD_NEXT, "sync_file_range");
@@ -461,6 +463,27 @@ test_flusher_back (struct nc_export *e)
       "who flushes for those that stand back does not, who writes out does");
 }
 
+/* There is always something to be written out. */
+static void
+test_flusher_is_due (struct nc_export *e)
+{
+  struct nc_flusher *flusher = nc_flusher_new (e);
+  uint64_t stored = 0;
+
+  must (flusher != NULL, "flusher");
+  fail.syncs = 0;
+  fail.write_out_takes = 120000;
+  for (unsigned i = 0; i < 14 && fail.syncs == 0; ++i) {
+    nc_flusher_note (flusher, NC_FLUSHER_STEP);
+    stored += NC_FLUSHER_STEP;
+    usleep (100000);
+  }
+  ok (fail.syncs > 0 && stored < NC_FLUSHER_BYTES,
+      "a flush comes after a second, however slow storage is");
+  fail.write_out_takes = 0;
+  nc_flusher_free (flusher);
+}
+
 /* Where a flush has failed, memory may be the only place that has the data. */
 static void
 test_flusher (void)
@@ -480,6 +503,7 @@ test_flusher (void)
   ok (evicted.times == 1 && evicted.count == SIZE,
       "what has passed and is durable leaves the memory");
   test_flusher_back (e);
+  test_flusher_is_due (e);
 
   flusher = nc_flusher_new (e);
   must (flusher != NULL, "flusher");
