@@ -91,6 +91,16 @@ is_passed (enum need need)
   return need & (PASS_ZERO | PASS_SHARED);
 }
 
+/* Whether a piece of KIND may have bytes of which NEED is true.  What is shared
+ * is the same on both sides, but where only one is read the other is taken for
+ * zeros. */
+static bool
+goes_with (enum need need, unsigned kind)
+{
+  return need == PASS_ZERO ||
+    (need == PASS_SHARED && kind == (READ_A | READ_B));
+}
+
 /* Let PIECE, which is to be read, go on with what comes behind it. */
 static int
 extend (struct compare *c, struct nc_piece *piece)
@@ -103,7 +113,7 @@ extend (struct compare *c, struct nc_piece *piece)
     run = limit - at;
     if (need_at (c, at, &need, &run) == -1)
       return -1;
-    if (is_passed (need)) {
+    if (goes_with (need, piece->kind)) {
       passed += run;
       if (passed >= PASS_MIN)
         break;

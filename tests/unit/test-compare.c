@@ -332,6 +332,31 @@ test_random (uint64_t *seed)
   free (mid.data);
 }
 
+/* Around what both have from one layer, A has zeros, and B has not. */
+static void
+test_shared_between (uint64_t *seed)
+{
+  struct flat base = new_flat (MIB), a = new_flat (MIB), b = new_flat (MIB);
+
+  memset (base.data, 0, DISK_MAX);
+  memset (base.data + BLOCK, 'x', BLOCK);
+  copy_flat (&a, &base);
+  copy_flat (&b, &base);
+  memset (b.data, 'y', BLOCK);
+  memset (b.data + 2 * BLOCK, 'y', BLOCK);
+  write_raw (at ("base.raw"), &base);
+  write_raw (at ("a.raw"), &a);
+  write_fvd (at ("a.fvd"), &a, at ("base.raw"), "raw", &a, seed);
+  write_fvd (at ("b.fvd"), &b, at ("base.raw"), "raw", &base, seed);
+  ok (compare_both_ways (at ("base.raw"), "raw", &base,
+                         at ("b.fvd"), "fvd", &b) &&
+      compare_both_ways (at ("a.fvd"), "fvd", &a, at ("b.fvd"), "fvd", &b),
+      "what is shared is equal, also between what one side does not have");
+  free (base.data);
+  free (a.data);
+  free (b.data);
+}
+
 /* How much of the images at PATH_A and PATH_B was read, shared, zero. */
 static struct nc_compare_result
 compare_paths (const char *path_a, const char *format_a,
@@ -444,6 +469,7 @@ main (void)
 
   make_folder ("test-compare");
   test_random (&seed);
+  test_shared_between (&seed);
   test_passed (&seed);
   test_many_extents ();
   test_failure ();
