@@ -57,7 +57,7 @@
 #define OVERTAKING 4
 
 /* What a small read brings along may take half as long again as the read
- * alone, and so long in any case: less than the next read will take. */
+ * alone, or so much longer: a change of thread or two. */
 #define UNNOTICED (MSEC / 10)
 /* So many neighbourhoods, where the one before is here already. */
 #define GO_ON 3

@@ -29,7 +29,7 @@ static struct {
   _Atomic (unsigned) writes_out;
   unsigned waits;
   bool cannot_write_out;
-  unsigned write_out_takes;     /* microseconds */
+  _Atomic (unsigned) write_out_takes;   /* microseconds */
   _Atomic (bool) syncs_back, writes_back;       /* who did it stood back */
 } fail;
 
@@ -59,7 +59,7 @@ static struct {
   _Atomic (bool) wanted, entered, synced;
 } late_write_out;
 
-static size_t largest_write;
+static _Atomic (size_t) largest_write;
 
 ssize_t
 pwrite (int fd, const void *buf, size_t count, off_t offset)
@@ -480,8 +480,8 @@ test_flusher_is_due (struct nc_export *e)
   }
   ok (fail.syncs > 0 && stored < NC_FLUSHER_BYTES,
       "a flush comes after a second, however slow storage is");
-  fail.write_out_takes = 0;
   nc_flusher_free (flusher);
+  fail.write_out_takes = 0;
 }
 
 /* Where a flush has failed, memory may be the only place that has the data. */
