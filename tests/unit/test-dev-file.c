@@ -59,6 +59,16 @@ static struct {
   _Atomic (bool) wanted, entered, synced;
 } late_write_out;
 
+/* One thread writes out twice, each time until it MAY_END.  The sync that waits
+ * for the first wakes up late, when the second has begun. */
+static struct {
+  _Atomic (bool) wanted, synced;
+  _Atomic (unsigned) begun, may_end;
+  _Atomic (unsigned) waits;     /* of the sync */
+} overtaking;
+
+static _Thread_local bool wakes_up_late;
+
 static _Atomic (size_t) largest_write;
 
 ssize_t
@@ -113,6 +123,25 @@ fdatasync (int fd)
   return real (fd);
 }
 
+/* A thread may always wake up for nothing, or late. */
+int
+pthread_cond_wait (pthread_cond_t *cond, pthread_mutex_t *mutex)
+{
+  int (*real) (pthread_cond_t *, pthread_mutex_t *);
+
+  if (wakes_up_late) {
+    overtaking.waits++;
+    pthread_mutex_unlock (mutex);
+    do
+      usleep (1000);
+    while (overtaking.begun < 2);
+    pthread_mutex_lock (mutex);
+    return 0;
+  }
+  *(void **) &real = dlsym (RTLD_NEXT, "pthread_cond_wait");
+  return real (cond, mutex);
+}
+
 int
 sync_file_range (int fd, off64_t offset, off64_t count, unsigned flags)
 {
@@ -131,6 +160,12 @@ sync_file_range (int fd, off64_t offset, off64_t count, unsigned flags)
     usleep (20000);             /* so that it would be told of too late */
     errno = EIO;
     return -1;
+  }
+  if (flags && overtaking.wanted) {
+    const unsigned mine = ++overtaking.begun;
+
+    while (overtaking.may_end < mine)
+      usleep (1000);
   }
   if (flags & ~SYNC_FILE_RANGE_WRITE)
     fail.waits++;
@@ -378,6 +413,61 @@ test_sync_beside_write_out (bool durable)
   unlink (path);
 }
 
+static void *
+write_out_twice (void *opaque)
+{
+  struct nc_dev *dev = opaque;
+
+  dev->ops->write_out (dev);
+  dev->ops->write_out (dev);
+  return NULL;
+}
+
+static void *
+sync_late (void *opaque)
+{
+  void *r;
+
+  wakes_up_late = true;
+  r = sync_too (opaque);
+  overtaking.synced = true;
+  return r;
+}
+
+/* However often somebody writes out, a sync comes to its end. */
+static void
+test_sync_not_overtaken (void)
+{
+  struct nc_dev *dev;
+  pthread_t writing_out, syncing;
+  void *r;
+
+  make_file ();
+  dev = open_dev ();
+  overtaking.synced = false;
+  overtaking.begun = overtaking.may_end = overtaking.waits = 0;
+  overtaking.wanted = true;
+  must (pthread_create (&writing_out, NULL, write_out_twice, dev) == 0,
+        "thread");
+  while (overtaking.begun == 0)
+    usleep (1000);
+  must (pthread_create (&syncing, NULL, sync_late, dev) == 0, "thread");
+  while (overtaking.waits == 0 && !overtaking.synced)
+    usleep (1000);
+  ok (!overtaking.synced, "a sync waits for what is being written out");
+  overtaking.may_end = 1;
+  while (!overtaking.synced && overtaking.waits < 1000)
+    usleep (1000);
+  ok (overtaking.synced, "but not for what is written out later");
+  overtaking.may_end = 2;
+  pthread_join (syncing, &r);
+  pthread_join (writing_out, NULL);
+  ok (r == NULL, "and is told of no failure");
+  overtaking.wanted = false;
+  nc_dev_close (dev);
+  unlink (path);
+}
+
 /* The same through the chain: what a client gets. */
 static void
 test_chain (const char *format)
@@ -557,6 +647,7 @@ main (void)
   test_two_syncs ();
   test_sync_beside_write_out (false);
   test_sync_beside_write_out (true);
+  test_sync_not_overtaken ();
   test_flusher ();
   test_standing_back ();
   test_chain ("raw");
