@@ -31,6 +31,7 @@ static struct {
   bool cannot_write_out;
   _Atomic (unsigned) write_out_takes;   /* microseconds */
   _Atomic (bool) syncs_back, writes_back;       /* who did it stood back */
+  _Atomic (bool) sync_hangs;
 } fail;
 
 static bool
@@ -111,6 +112,8 @@ fdatasync (int fd)
   fail.syncs_back = nc_stands_back ();
   fail.syncs++;
   late_write_out.synced = true;
+  while (fail.sync_hangs)
+    usleep (1000);
   if (overlap.late && overlap.entered++ == 0) {
     for (unsigned i = 0; i < 300 && overlap.entered == 1; ++i)
       usleep (1000);
@@ -188,8 +191,9 @@ fallocate (int fd, int mode, off_t offset, off_t count)
 }
 
 static struct {
-  off_t offset, count;
-  unsigned times;
+  _Atomic (off_t) offset, count, end;   /* the end: of all together */
+  _Atomic (unsigned) times;
+  _Atomic (unsigned) step;      /* writes_out, the last time */
 } evicted;
 
 int
@@ -200,6 +204,9 @@ posix_fadvise (int fd, off_t offset, off_t count, int advice)
   if (advice == POSIX_FADV_DONTNEED) {
     evicted.offset = offset;
     evicted.count = count;
+    if (offset + count > evicted.end)
+      evicted.end = offset + count;
+    evicted.step = fail.writes_out;
     evicted.times++;
   }
   *(void **) &real = dlsym (RTLD_NEXT, "posix_fadvise64");
@@ -574,6 +581,37 @@ test_flusher_is_due (struct nc_export *e)
   fail.write_out_takes = 0;
 }
 
+/* While a flush hangs, a job stores twice what may be stored between two, step
+ * by step: no flush has confirmed what leaves the memory meanwhile. */
+static void
+test_flusher_bound (struct nc_export *e)
+{
+  const off_t all = 2 * NC_FLUSHER_BYTES;
+  struct nc_flusher *flusher = nc_flusher_new (e);
+
+  must (flusher != NULL, "flusher");
+  fail.syncs = fail.writes_out = 0;
+  fail.sync_hangs = true;
+  nc_flusher_note (flusher, NC_FLUSHER_BYTES);
+  while (fail.syncs == 0)
+    usleep (1000);
+  evicted.times = evicted.end = 0;
+  for (off_t offset = 0; offset < all; offset += NC_FLUSHER_STEP) {
+    const unsigned before = fail.writes_out;
+
+    nc_flusher_pass (flusher, offset, NC_FLUSHER_STEP);
+    while (fail.writes_out == before)
+      usleep (1000);
+  }
+  ok (evicted.times > 0 && evicted.step * NC_FLUSHER_STEP < NC_FLUSHER_BYTES,
+      "what no flush has confirmed leaves the memory only up to 64 MiB");
+  fail.sync_hangs = false;
+  while (evicted.end < all)
+    usleep (1000);
+  ok (fail.syncs == 2, "and the rest when it has been flushed");
+  nc_flusher_free (flusher);
+}
+
 /* Where a flush has failed, memory may be the only place that has the data. */
 static void
 test_flusher (void)
@@ -594,6 +632,7 @@ test_flusher (void)
       "what has passed and is durable leaves the memory");
   test_flusher_back (e);
   test_flusher_is_due (e);
+  test_flusher_bound (e);
 
   flusher = nc_flusher_new (e);
   must (flusher != NULL, "flusher");
