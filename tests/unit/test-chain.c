@@ -490,25 +490,61 @@ can_reserve (size_t size)
   return true;
 }
 
+enum { HUGE_BITS = 61 };
+
+/* What a small disk over the huge base PATH shows: F; the base ends in END. */
+static void
+test_over_huge_base (const char *path, bool writable, struct flat *f,
+                     const struct flat *end)
+{
+  const uint64_t huge = UINT64_C (1) << HUGE_BITS;
+  struct nc_chain_options opts = {
+    .image = at ("t.fvd"), .base = path, .memory_fd = -1,
+    .read_only = !writable, .retry = 1,
+  };
+  uint64_t before = resident ();
+  struct nc_chain *chain;
+  struct nc_export *e, *b;
+  uint8_t buf[8192];
+
+  tap_clear ();
+  chain = nc_chain_open (&opts);
+  e = chain ? nc_export_open (chain, "", 0) : NULL;
+  b = chain ? nc_export_open (chain, nc_chain_layer_name (chain, 1), 0)
+    : NULL;
+  ok (e && nc_chain_start (chain) == 0 && same (e, f, 0, f->size) &&
+      extents_hold (e, f, 0, f->size, false),
+      "a small disk over a base of 2^%d bytes is read%s", HUGE_BITS,
+      writable ? ", writable" : "");
+  if (writable) {
+    memset (f->data + 9000, 5, 100);
+    ok (e && nc_export_pwrite (e, f->data + 9000, 100, 9000, 0) == 0 &&
+        same (e, f, 0, f->size), "and written");
+  }
+  ok (b && nc_export_size (b) == huge &&
+      nc_export_pread (b, buf, sizeof buf, huge - sizeof buf) == 0 &&
+      memcmp (buf, end->data, sizeof buf) == 0, "so is the base's export");
+  ok (resident () < before + (UINT64_C (100) << 20) && tap_errors == 0,
+      "with little memory");
+  nc_export_close (e);
+  nc_export_close (b);
+  nc_chain_close (chain);
+}
+
 /* The size of a base is not ours to choose, and memory must not depend on
  * it. */
 static void
 test_huge_base (void)
 {
-  const uint64_t huge = UINT64_C (1) << 61;
+  const uint64_t huge = UINT64_C (1) << HUGE_BITS;
   struct flat f = { .size = 1 << 20 };
   struct flat end = { .size = 8192 };
-  struct nc_chain *chain;
-  struct nc_export *e, *b;
   char path[40];
-  uint8_t buf[8192];
-  uint64_t before;
-  int fd = memfd_create ("huge", MFD_CLOEXEC);
+  NC_CLOSE int fd = memfd_create ("huge", MFD_CLOEXEC);
 
   /* 4 bytes for each 16 MiB, never touched. */
   if (!can_reserve (huge >> 22)) {
     ok (true, "a huge base # SKIP too little address space");
-    close (fd);
     return;
   }
   must (fd != -1 && ftruncate (fd, huge) == 0, "a huge file in memory");
@@ -521,83 +557,47 @@ test_huge_base (void)
         pwrite (fd, end.data + 4096, 4096, huge - 4096) == 4096, "pwrite");
   snprintf (path, sizeof path, "/proc/self/fd/%d", fd);
   must (create (at ("t.fvd"), true, f.size, path, "raw", 0, 0), "create");
-
-  for (unsigned writable = 0; writable < 2; ++writable) {
-    struct nc_chain_options opts = {
-      .image = at ("t.fvd"), .base = path, .memory_fd = -1,
-      .read_only = !writable, .retry = 1,
-    };
-
-    tap_clear ();
-    before = resident ();
-    chain = nc_chain_open (&opts);
-    e = chain ? nc_export_open (chain, "", 0) : NULL;
-    b = chain ? nc_export_open (chain, nc_chain_layer_name (chain, 1), 0)
-      : NULL;
-    ok (e && nc_chain_start (chain) == 0 && same (e, &f, 0, f.size) &&
-        extents_hold (e, &f, 0, f.size, false),
-        "a small disk over a base of 2^61 bytes is read%s",
-        writable ? ", writable" : "");
-    if (writable) {
-      memset (f.data + 9000, 5, 100);
-      ok (e && nc_export_pwrite (e, f.data + 9000, 100, 9000, 0) == 0 &&
-          same (e, &f, 0, f.size), "and written");
-    }
-    ok (b && nc_export_size (b) == huge &&
-        nc_export_pread (b, buf, sizeof buf, huge - sizeof buf) == 0 &&
-        memcmp (buf, end.data, sizeof buf) == 0, "so is the base's export");
-    ok (resident () < before + (UINT64_C (100) << 20) && tap_errors == 0,
-        "with little memory");
-    nc_export_close (e);
-    nc_export_close (b);
-    nc_chain_close (chain);
-  }
+  test_over_huge_base (path, false, &f, &end);
+  test_over_huge_base (path, true, &f, &end);
   free (f.data);
   free (end.data);
   unlink (at ("t.fvd"));
-  close (fd);
 }
 
 static void
-test_life (uint64_t *seed)
+test_exports (struct nc_chain *chain, struct nc_export *e)
 {
-  struct flat f = { .size = 300000 };
-  struct nc_image_info info;
-  struct nc_chain *chain;
-  struct nc_export *e;
-  uint8_t *flushed;
-  uint8_t buf[10];
-  int fd = memfd_create ("test", MFD_CLOEXEC);
-  bool good = true;
-
-  f.data = calloc (1, f.size);
-  flushed = calloc (1, f.size);
-  must (f.data && flushed && fd != -1, "memory");
-  must (create (at ("l.fvd"), true, f.size, NULL, NULL, 0, 16384), "create");
-  snprintf (f.path, sizeof f.path, "%s", at ("l.fvd"));
+  struct nc_export *d, *l;
 
   tap_clear ();
-  chain = open_chain (f.path);
-  e = nc_export_open (chain, "", 0);
-  ok (e && nc_export_open (chain, "no such layer", 0) == NULL &&
+  ok (nc_export_open (chain, "no such layer", 0) == NULL &&
       errno == ENOENT && tap_errors == 1,
       "an export that is not there is ENOENT, reported once");
-  {
-    struct nc_export *d = nc_export_open (chain, "disk", 0);
-    struct nc_export *l = nc_export_open (chain, "l.fvd", 0);
+  d = nc_export_open (chain, "disk", 0);
+  l = nc_export_open (chain, "l.fvd", 0);
+  ok (d && nc_export_is_writable (d) &&
+      strlen (nc_export_uuid (d)) == 36 &&
+      strcmp (nc_export_uuid (d), nc_export_uuid (e)) == 0,
+      "\"disk\" is the disk, too");
+  ok (l == NULL || !nc_export_is_writable (l),
+      "the top layer's name gives no second way to write");
+  nc_export_close (d);
+  nc_export_close (l);
+}
 
-    ok (d && nc_export_is_writable (d) &&
-        strlen (nc_export_uuid (d)) == 36 &&
-        strcmp (nc_export_uuid (d), nc_export_uuid (e)) == 0,
-        "\"disk\" is the disk, too");
-    ok (l == NULL || !nc_export_is_writable (l),
-        "the top layer's name gives no second way to write");
-    nc_export_close (d);
-    nc_export_close (l);
-  }
-  ok (open_chain (f.path) == NULL, "an image in use is not opened again");
-  random_bytes (f.data + 1000, 5000, seed);
-  ok (nc_export_pwrite (e, f.data + 1000, 5000, 1000, 0) == 0 &&
+static void
+test_stop (struct flat *f, uint64_t *seed)
+{
+  struct nc_image_info info;
+  struct nc_chain *chain = open_chain (f->path);
+  struct nc_export *e = chain ? nc_export_open (chain, "", 0) : NULL;
+  uint8_t buf[10];
+
+  must (e != NULL, "open");
+  test_exports (chain, e);
+  ok (open_chain (f->path) == NULL, "an image in use is not opened again");
+  random_bytes (f->data + 1000, 5000, seed);
+  ok (nc_export_pwrite (e, f->data + 1000, 5000, 1000, 0) == 0 &&
       nc_chain_stop (chain) == 0 && nc_chain_stop (chain) == 0,
       "a chain can be stopped twice");
   ok (nc_export_pread (e, buf, 10, 0) == -1 && errno == ESHUTDOWN &&
@@ -606,13 +606,19 @@ test_life (uint64_t *seed)
       "requests after the stop are ESHUTDOWN");
   nc_export_close (e);
   nc_chain_close (chain);
-  ok (nc_image_inspect (f.path, NULL, &info) == 0 && info.clean,
+  ok (nc_image_inspect (f->path, NULL, &info) == 0 && info.clean,
       "and the image is clean");
   nc_image_info_free (&info);
+}
 
-  chain = open_chain_with (f.path, true, -1, 1);
-  e = chain ? nc_export_open (chain, "", 0) : NULL;
-  ok (e && same (e, &f, 0, f.size) && !nc_export_is_writable (e),
+static void
+test_read_only (const struct flat *f)
+{
+  struct nc_chain *chain = open_chain_with (f->path, true, -1, 1);
+  struct nc_export *e = chain ? nc_export_open (chain, "", 0) : NULL;
+  uint8_t buf[10] = { 0 };
+
+  ok (e && same (e, f, 0, f->size) && !nc_export_is_writable (e),
       "what was written is there when it is opened for reading");
   ok (e && nc_export_pwrite (e, buf, 10, 0, 0) == -1 && errno == EROFS,
       "a write is EROFS then");
@@ -622,39 +628,65 @@ test_life (uint64_t *seed)
   ok (e && nc_export_flush (e) == 0, "a flush has nothing to do");
   nc_export_close (e);
   nc_chain_close (chain);
+}
 
-  /* Kills without a memfd: a flush or FUA is enough. */
-  memcpy (flushed, f.data, f.size);
+/* Kills without a memfd: a flush or FUA is enough. */
+static void
+test_deaths (struct flat *f, uint64_t *seed)
+{
+  bool good = true;
+
   for (unsigned i = 0; i < 20 && good; ++i) {
-    uint64_t offset = rnd_below (seed, f.size - 9000);
+    struct nc_chain *chain = open_chain (f->path);
+    struct nc_export *e = chain ? nc_export_open (chain, "", 0) : NULL;
+    uint64_t offset = rnd_below (seed, f->size - 9000);
 
-    chain = open_chain (f.path);
-    e = chain ? nc_export_open (chain, "", 0) : NULL;
-    good = e && same (e, &f, 0, f.size);
-    random_bytes (f.data + offset, 9000, seed);
+    good = e && same (e, f, 0, f->size);
+    random_bytes (f->data + offset, 9000, seed);
     good = good &&
-      nc_export_pwrite (e, f.data + offset, 9000, offset,
+      nc_export_pwrite (e, f->data + offset, 9000, offset,
                         i % 2 ? NC_REQ_FUA : 0) == 0 &&
       (i % 2 || nc_export_flush (e) == 0);
     nc_export_close (e);
     nc_chain_close (chain);
   }
   ok (good, "20 deaths: what was flushed or FUA is there");
+}
 
-  good = true;
+static void
+test_deaths_with_memory (struct flat *f, uint64_t *seed)
+{
+  NC_CLOSE int fd = memfd_create ("test", MFD_CLOEXEC);
+  bool good = true;
+
+  must (fd != -1, "memfd_create");
   for (unsigned i = 0; i < 20 && good; ++i) {
-    chain = open_chain_with (f.path, false, fd, 1);
-    e = chain ? nc_export_open (chain, "", 0) : NULL;
-    good = e && same (e, &f, 0, f.size);
+    struct nc_chain *chain = open_chain_with (f->path, false, fd, 1);
+    struct nc_export *e = chain ? nc_export_open (chain, "", 0) : NULL;
+
+    good = e && same (e, f, 0, f->size);
     for (unsigned j = 0; j < 10 && good; ++j)
-      good = step (chain, e, &f, seed);
+      good = step (chain, e, f, seed);
     nc_export_close (e);
     nc_chain_close (chain);
   }
   ok (good, "20 deaths with a memfd: all is there, without a flush");
-  close (fd);
+}
+
+static void
+test_life (uint64_t *seed)
+{
+  struct flat f = { .size = 300000 };
+
+  f.data = calloc (1, f.size);
+  must (f.data != NULL, "calloc");
+  snprintf (f.path, sizeof f.path, "%s", at ("l.fvd"));
+  must (create (f.path, true, f.size, NULL, NULL, 0, 16384), "create");
+  test_stop (&f, seed);
+  test_read_only (&f);
+  test_deaths (&f, seed);
+  test_deaths_with_memory (&f, seed);
   free (f.data);
-  free (flushed);
   unlink (f.path);
 }
 
@@ -876,12 +908,8 @@ waits (struct nc_chain *chain, uint64_t n)
 }
 
 static void
-test_remote (void)
+test_remote_away (void)
 {
-  struct request q1, q2;
-  struct nc_chain_stats stats;
-  struct timespec t0, t1;
-  uint8_t buf[4096];
   struct rig r;
 
   rig_init (&r, true, 60, 1);
@@ -895,11 +923,25 @@ test_remote (void)
       nc_export_pwrite (r.e, r.flat.data, 4096, 4096, 0) == 0 &&
       nc_export_flush (r.e) == 0,
       "while it is away, what is local is read and written");
+  fault_set_away (&r.base, false);
   memmove (r.flat.data + 100, r.flat.data, 1000);
   memcpy (r.flat.data + 4096, r.flat.data, 4096);
+  ok (same (r.e, &r.flat, 0, RIG), "and is there when it is back");
+  rig_fini (&r);
+}
 
-  send_request (&q1, r.e, true, 8192 + 10, 100);
-  ok (waits (r.chain, 1) && !q1.finished, "a partial first write waits");
+static void
+test_write_waits (void)
+{
+  struct nc_chain_stats stats;
+  struct request q;
+  uint8_t buf[4096];
+  struct rig r;
+
+  rig_init (&r, true, 60, 1);
+  fault_set_away (&r.base, true);
+  send_request (&q, r.e, true, 8192 + 10, 100);
+  ok (waits (r.chain, 1) && !q.finished, "a partial first write waits");
   tap_clear ();
   errno = 0;
   ok (nc_export_pread (r.e, buf, 10, 20000) == -1 && errno == EIO,
@@ -911,29 +953,47 @@ test_remote (void)
   ok (nc_export_pwrite (r.e, r.flat.data + 8192, 4096, 8192, 0) == 0,
       "who waits keeps nobody from writing the same block");
   fault_set_away (&r.base, false);
-  pthread_join (q1.thread, NULL);
+  pthread_join (q.thread, NULL);
   memset (r.flat.data + 8192 + 10, 0xee, 100);
-  ok (q1.result == 0 && same (r.e, &r.flat, 0, RIG),
+  ok (q.result == 0 && same (r.e, &r.flat, 0, RIG),
       "when it is back the write lands on top of that");
+  rig_fini (&r);
+}
 
+static void
+test_read_waits (void)
+{
+  struct timespec t0, t1;
+  struct request q;
+  struct rig r;
+
+  rig_init (&r, true, 60, 1);
   fault_set_away (&r.base, true);
-  send_request (&q1, r.e, false, 20000, 3000);
-  ok (waits (r.chain, 2) && !q1.finished, "a read waits");
+  send_request (&q, r.e, false, 20000, 3000);
+  ok (waits (r.chain, 1) && !q.finished, "a read waits");
   fault_set_away (&r.base, false);
-  pthread_join (q1.thread, NULL);
-  ok (q1.result == 0 && memcmp (q1.buf, r.flat.data + 20000, 3000) == 0,
+  pthread_join (q.thread, NULL);
+  ok (q.result == 0 && memcmp (q.buf, r.flat.data + 20000, 3000) == 0,
       "and gets its data");
 
   fault_set_away (&r.base, true);
-  send_request (&q1, r.e, false, 20000, 3000);
-  waits (r.chain, 3);
+  send_request (&q, r.e, false, 20000, 3000);
+  waits (r.chain, 2);
   clock_gettime (CLOCK_MONOTONIC, &t0);
   ok (nc_chain_stop (r.chain) == 0, "a chain stops though somebody waits");
-  pthread_join (q1.thread, NULL);
+  pthread_join (q.thread, NULL);
   clock_gettime (CLOCK_MONOTONIC, &t1);
-  ok (q1.result == -1 && q1.err == ESHUTDOWN && t1.tv_sec - t0.tv_sec < 20,
+  ok (q.result == -1 && q.err == ESHUTDOWN && t1.tv_sec - t0.tv_sec < 20,
       "who waited gets ESHUTDOWN");
   rig_fini (&r);
+}
+
+static void
+test_waits_in_vain (void)
+{
+  struct request q1, q2;
+  struct timespec t0, t1;
+  struct rig r;
 
   rig_init (&r, true, 1, 0);
   fault_set_away (&r.base, true);
@@ -1013,7 +1073,6 @@ test_errors (void)
 {
   uint8_t buf[8192];
   struct rig r;
-  bool good = true;
 
   memset (buf, 5, sizeof buf);
   rig_init (&r, false, 1, 0);
@@ -1043,7 +1102,17 @@ test_errors (void)
   fault_set (&r.base, FAULT_READ, 0, 0, 0);
   ok (same (r.e, &r.flat, 0, RIG), "and both are there");
 
-  fault_set (&r.base, FAULT_READ, 0, 0, 0);
+  rig_fini (&r);
+}
+
+static void
+test_contiguous (void)
+{
+  uint8_t buf[8192] = { 5 };
+  struct rig r;
+
+  rig_init (&r, false, 1, 0);
+  must (nc_export_pwrite (r.e, buf, 8192, 4096, 0) == 0, "write");
   fault_set (&r.top, FAULT_READ | FAULT_WRITE, 0, 0, 0);
   nc_export_pwrite (r.e, buf, 8192, 4096, 0);
   ok (r.top.writes == 1 && r.top.reads == 0,
@@ -1051,8 +1120,17 @@ test_errors (void)
   fault_set (&r.top, FAULT_READ, 0, 0, 0);
   nc_export_pread (r.e, buf, 8192, 4096);
   ok (r.top.reads == 1, "a read of a contiguous range is one read");
+  rig_fini (&r);
+}
 
-  tap_clear ();
+static void
+test_failed_sync (void)
+{
+  uint8_t buf[8192] = { 5 };
+  struct rig r;
+  bool good = true;
+
+  rig_init (&r, false, 1, 0);
   nc_export_pwrite (r.e, buf, 4096, 5 * 4096, 0);
   memcpy (r.flat.data + 5 * 4096, buf, 4096);
   fault_set (&r.top, FAULT_SYNC, 1, 1, EIO);
@@ -1068,6 +1146,12 @@ test_errors (void)
   ok (nc_chain_stop (r.chain) == -1 && nc_chain_stop (r.chain) == -1,
       "and the stop says that not all is durable, each time");
   rig_fini (&r);
+}
+
+static void
+test_failed_zero (void)
+{
+  struct rig r;
 
   rig_init (&r, false, 1, 0);
   fault_set (&r.top, FAULT_ZERO, 1, 1, ENOSPC);
@@ -1097,10 +1181,16 @@ main (void)
   test_huge_base ();
   test_life (&seed);
   test_threads (&seed);
-  test_remote ();
+  test_remote_away ();
+  test_write_waits ();
+  test_read_waits ();
+  test_waits_in_vain ();
   test_lower_exports ();
   test_one_extent ();
   test_errors ();
+  test_contiguous ();
+  test_failed_sync ();
+  test_failed_zero ();
   remove_folder ();
   return tap_done ();
 }
