@@ -546,6 +546,70 @@ sync_failed_now (void)
   return fault.failed_kinds & (FAULT_SYNC | FAULT_DURABLE);
 }
 
+/* Whether step I of a scenario ended as it may, with RES and errno ERR.
+ * FAILURES of the device were before it, and SYNC_FAILED if one of those was a
+ * sync's. */
+static bool
+step_is_right (const struct trouble *t, unsigned i, bool flush, int res,
+               int err, uint64_t failures, bool sync_failed)
+{
+  if (res == -1)
+    return (tap_errors > 0 || sync_failed ||
+            note ("step %u: failed without a report", i)) &&
+      (fault.failures > 0 ||
+       note ("step %u: failed with nothing wrong: %s", i, strerror (err))) &&
+      (!sync_failed || !flush || err == EIO ||
+       note ("step %u: a flush after a failed sync: errno %d", i, err)) &&
+      (fault.failures == failures || flush || err == t->err ||
+       note ("step %u: errno %d for a failed write", i, err));
+  return !flush ||
+    ((!sync_failed ||
+      note ("step %u: a flush after a failed sync succeeded", i)) &&
+     (fault.failures == failures ||
+      (t->meanwhile && !sync_failed_now ()) ||
+      note ("step %u: an error of the device was lost", i)));
+}
+
+/* Step I of a scenario. */
+static int
+do_step (struct nc_layer *l, unsigned i, uint64_t *seed, bool *flush)
+{
+  if (i == 5) {
+    *flush = true;
+    return do_flush (l);
+  }
+  if (i >= 4)
+    return do_any (l, seed, i % 50 == 49, flush);
+  *flush = false;
+  return do_write (l, blocks[i * 4], 1);
+}
+
+/* Whether the end of a scenario is as it may be. */
+static bool
+finishes_right (struct nc_layer *l, bool sync_failed)
+{
+  uint64_t failures = fault.failures;
+
+  if (l->format->finish (l) == -1)
+    return fault.failures > 0 || note ("finish failed with nothing wrong: %m");
+  model_flushed ();
+  return (!sync_failed && fault.failures == failures) ||
+    note ("finish succeeded in spite of an error");
+}
+
+/* Whether the image that a failed sync left says so. */
+static bool
+is_not_clean (void)
+{
+  struct fvd_reader r;
+  bool good = fvd_reader_open (&r, disk.data, disk.size) == 0 ||
+    note ("the reader says: %s", r.why);
+
+  good = good && (!(r.flags & 1) || note ("marked clean after a failed sync"));
+  fvd_reader_close (&r);
+  return good;
+}
+
 /* A scenario with TROUBLE at the operation AT (0: none).  Everything that can
  * happen to an image: open, first writes, overwrites, zero, flushes until
  * the journal has wrapped, finish.
@@ -554,10 +618,8 @@ static uint64_t
 run_scenario (uint64_t seed, const struct trouble *t, uint64_t at)
 {
   struct nc_layer *l;
-  struct fvd_reader r;
   bool sync_failed = false, flush, good = true;
   uint64_t count;
-  int res;
 
   reset ();
   fault_set (&fault, t->mask, at, t->n, t->err);
@@ -572,61 +634,19 @@ run_scenario (uint64_t seed, const struct trouble *t, uint64_t at)
   }
   for (unsigned i = 0; i < 140 && good; ++i) {
     uint64_t failures = fault.failures;
+    int res;
 
-    errno = 0;
     tap_clear ();
-    if (i < 4) {
-      res = do_write (l, blocks[i * 4], 1);
-      flush = false;
-    }
-    else if (i == 5) {
-      res = do_flush (l);
-      flush = true;
-    }
-    else
-      res = do_any (l, &seed, i % 50 == 49, &flush);
-    if (res == -1) {
-      int e = errno;
-
-      good = (tap_errors > 0 || sync_failed ||
-              note ("step %u: failed without a report", i)) &&
-        (fault.failures > 0 ||
-         note ("step %u: failed with nothing wrong: %m", i)) &&
-        (!sync_failed || !flush || e == EIO ||
-         note ("step %u: a flush after a failed sync: errno %d", i, e)) &&
-        (fault.failures == failures || flush || e == t->err ||
-         note ("step %u: errno %d for a failed write", i, e));
-    }
-    else if (flush)
-      good = (!sync_failed ||
-              note ("step %u: a flush after a failed sync succeeded", i)) &&
-        (fault.failures == failures ||
-         (t->meanwhile && !sync_failed_now ()) ||
-         note ("step %u: an error of the device was lost", i));
+    res = do_step (l, i, &seed, &flush);
+    good = step_is_right (t, i, flush, res, errno, failures, sync_failed);
     sync_failed = sync_failed_now ();
     if (good && t->n == 1 && i % 20 == 19)
       good = verify (l, LIVE) || note ("step %u", i);
   }
-  if (good) {
-    uint64_t failures = fault.failures;
-
-    res = l->format->finish (l);
-    if (res == 0)
-      model_flushed ();
-    good = res == 0
-      ? (!sync_failed && fault.failures == failures) ||
-        note ("finish succeeded in spite of an error")
-      : fault.failures > 0 || note ("finish failed with nothing wrong: %m");
-  }
+  good = good && finishes_right (l, sync_failed);
   count = fault.count;
   nc_layer_close (l);
-  if (good && sync_failed) {
-    good = fvd_reader_open (&r, disk.data, disk.size) == 0 ||
-      note ("the reader says: %s", r.why);
-    good = good && (!(r.flags & 1) ||
-                    note ("marked clean after a failed sync"));
-    fvd_reader_close (&r);
-  }
+  good = good && (!sync_failed || is_not_clean ());
   return good ? count : 0;
 }
 
@@ -1022,7 +1042,6 @@ static void
 test_errors (void)
 {
   struct nc_layer *l;
-  uint64_t durable;
 
   reset ();
   l = open_layer (true);
@@ -1038,8 +1057,26 @@ test_errors (void)
       fault.writes == 0, "a flush with nothing new is one sync");
   ok (do_write (l, 0, 1) == 0 && do_flush (l) == 0 && fault.durable == 0,
       "overwriting needs no record");
+  nc_layer_close (l);
 
-  must (do_write (l, 5, 1) == 0, "write");
+  reset ();
+  fault_set (&fault, FAULT_CHANGES, 0, 0, 0);
+  l = open_layer (false);
+  ok (l && fault.count == 0, "opening for reading changes nothing");
+  nc_layer_close (l);
+}
+
+static void
+test_failed_sync (void)
+{
+  uint8_t buf[BLOCK];
+  struct nc_layer *l;
+  uint64_t durable;
+
+  reset ();
+  l = open_layer (true);
+  must (l && do_write (l, 0, 1) == 0 && do_flush (l) == 0 &&
+        do_write (l, 5, 1) == 0, "write");
   fault_set (&fault, FAULT_SYNC, 1, 1, EIO);
   tap_clear ();
   ok (do_flush (l) == -1 && errno == EIO && tap_errors >= 1,
@@ -1055,14 +1092,16 @@ test_errors (void)
   ok (l->format->finish (l) == -1 && errno == EIO, "it cannot be finished");
   ok (durable == 0 && fault.durable + fault.syncs == 0,
       "and no sync is tried again");
-  {
-    uint8_t buf[BLOCK];
-
-    ok (l->format->pread (l, buf, BLOCK, 0) == 0, "but it can be read");
-  }
+  ok (l->format->pread (l, buf, BLOCK, 0) == 0, "but it can be read");
   nc_layer_close (l);
+}
 
-  /* Who has synced the guest's data in vain is all the same. */
+/* Who has synced the guest's data in vain is all the same. */
+static void
+test_other_failed_syncs (void)
+{
+  struct nc_layer *l;
+
   for (unsigned at = 1; at <= 2; ++at) {
     reset ();
     l = open_layer (true);
@@ -1082,12 +1121,6 @@ test_errors (void)
   fault_set (&fault, FAULT_DURABLE, 1, 1, EIO);
   ok (do_flush (l) == -1 && errno == EIO && do_flush (l) == -1 &&
       errno == EIO, "a record that could not be made durable is final, too");
-  nc_layer_close (l);
-
-  reset ();
-  fault_set (&fault, FAULT_CHANGES, 0, 0, 0);
-  l = open_layer (false);
-  ok (l && fault.count == 0, "opening for reading changes nothing");
   nc_layer_close (l);
 }
 
@@ -1303,60 +1336,88 @@ refused (bool writable)
   return good;
 }
 
+struct field {
+  unsigned at, bytes;
+  uint64_t value;
+};
+
+/* None of them may be in a header, or not in one that is written to. */
+static const struct field bad_fields[] = {
+  { FVD_AT_MAGIC, 1, 'X' }, { FVD_AT_VERSION, 4, 0 },
+  { FVD_AT_VERSION, 4, 2 }, { FVD_AT_VERSION, 4, UINT32_MAX },
+  { FVD_AT_LENGTH, 4, 0 }, { FVD_AT_LENGTH, 4, 4095 },
+  { FVD_AT_LENGTH, 4, UINT32_MAX },
+  { FVD_AT_INCOMPAT, 8, 1 }, { FVD_AT_INCOMPAT, 8, UINT64_C (1) << 63 },
+  { FVD_AT_RO_COMPAT, 8, 1 },         /* opened for writing here */
+  { FVD_AT_SIZE, 8, (UINT64_C (1) << 62) + 1 },
+  { FVD_AT_SIZE, 8, UINT64_MAX }, { FVD_AT_SIZE, 8, UINT64_C (1) << 63 },
+  { FVD_AT_SIZE, 8, UINT64_C (1) << 62 },     /* the file is shorter */
+  { FVD_AT_SIZE, 8, SIZE + 1 },
+  { FVD_AT_BLOCK_BITS, 4, 0 }, { FVD_AT_BLOCK_BITS, 4, 11 },
+  { FVD_AT_BLOCK_BITS, 4, 22 }, { FVD_AT_BLOCK_BITS, 4, 64 },
+  { FVD_AT_BLOCK_BITS, 4, 255 }, { FVD_AT_BLOCK_BITS, 4, UINT32_MAX },
+  { FVD_AT_FLAGS, 4, 16 }, { FVD_AT_FLAGS, 4, UINT32_MAX },
+  { FVD_AT_FLAGS, 4, 2 },             /* a backing without a format */
+  { FVD_AT_FLAGS, 4, 4 },             /* retired: not for writing */
+  { FVD_AT_SUMMARY, 8, 0 }, { FVD_AT_SUMMARY, 8, 4096 },
+  { FVD_AT_SUMMARY, 8, 8193 }, { FVD_AT_SUMMARY, 8, UINT64_MAX },
+  { FVD_AT_SUMMARY, 8, UINT64_MAX - 4095 },
+  { FVD_AT_SUMMARY + 8, 8, 0 }, { FVD_AT_SUMMARY + 8, 8, 4097 },
+  { FVD_AT_SUMMARY + 8, 8, UINT64_MAX },
+  { FVD_AT_SUMMARY + 8, 8, UINT64_MAX - 4095 },
+  { FVD_AT_SUMMARY + 8, 8, 1 << 20 },         /* overlaps the next */
+  { FVD_AT_BITMAP, 8, 0 }, { FVD_AT_BITMAP, 8, 8192 },
+  { FVD_AT_BITMAP, 8, 8193 }, { FVD_AT_BITMAP, 8, UINT64_MAX - 4095 },
+  { FVD_AT_BITMAP, 8, UINT64_MAX }, { FVD_AT_BITMAP + 8, 8, 0 },
+  { FVD_AT_BITMAP + 8, 8, UINT64_MAX - 4095 },
+  { FVD_AT_BITMAP + 8, 8, 8 << 20 },
+  { FVD_AT_JOURNAL, 8, 0 }, { FVD_AT_JOURNAL, 8, 4096 },
+  { FVD_AT_JOURNAL, 8, UINT64_MAX - 4095 },
+  { FVD_AT_JOURNAL, 8, UINT64_MAX }, { FVD_AT_JOURNAL + 8, 8, 0 },
+  { FVD_AT_JOURNAL + 8, 8, 12288 }, { FVD_AT_JOURNAL + 8, 8, 16384 + 512 },
+  { FVD_AT_JOURNAL + 8, 8, (UINT64_C (1) << 30) + 4096 },
+  { FVD_AT_JOURNAL + 8, 8, UINT64_C (1) << 30 },
+  { FVD_AT_JOURNAL + 8, 8, UINT64_MAX - 4095 },
+  { FVD_AT_DATA, 8, 0 }, { FVD_AT_DATA, 8, 8192 },
+  { FVD_AT_DATA, 8, UINT64_MAX }, { FVD_AT_DATA, 8, UINT64_MAX - 4095 },
+  { FVD_AT_DATA, 8, UINT64_C (1) << 62 },
+  { FVD_AT_TABLE, 8, 8192 }, { FVD_AT_TABLE + 8, 8, 1 },
+  { FVD_AT_PROFILE, 8, 8192 }, { FVD_AT_PROFILE + 8, 8, 1 },
+  { FVD_AT_CHUNK_BITS, 4, 20 }, { FVD_AT_GROW_UNIT, 8, 1 << 20 },
+  { FVD_AT_CHUNKS, 8, 1 }, { 228, 1, 1 }, { 248, 1, 1 }, { 304, 4, 65 },
+  { 308, 4, 60001 }, { 312, 4, 60001 }, { 316, 4, 100 }, { 320, 1, 1 },
+  { 1023, 1, 1 },
+  { FVD_AT_STRINGS, 2, 1025 }, { FVD_AT_STRINGS, 2, UINT16_MAX },
+  { FVD_AT_STRINGS, 2, 3000 }, { FVD_AT_CHECKSUM - 1, 1, 1 },
+  { FVD_AT_STRINGS, 2, 3 },           /* three zero bytes */
+  { FVD_AT_STRINGS + 8, 2, 2 },       /* the reserved ones */
+};
+
 static void
 test_hostile_headers (void)
 {
-  static const struct { unsigned at, bytes; uint64_t value; } bad[] = {
-    { FVD_AT_MAGIC, 1, 'X' }, { FVD_AT_VERSION, 4, 0 },
-    { FVD_AT_VERSION, 4, 2 }, { FVD_AT_VERSION, 4, UINT32_MAX },
-    { FVD_AT_LENGTH, 4, 0 }, { FVD_AT_LENGTH, 4, 4095 },
-    { FVD_AT_LENGTH, 4, UINT32_MAX },
-    { FVD_AT_INCOMPAT, 8, 1 }, { FVD_AT_INCOMPAT, 8, UINT64_C (1) << 63 },
-    { FVD_AT_RO_COMPAT, 8, 1 },         /* opened for writing here */
-    { FVD_AT_SIZE, 8, (UINT64_C (1) << 62) + 1 },
-    { FVD_AT_SIZE, 8, UINT64_MAX }, { FVD_AT_SIZE, 8, UINT64_C (1) << 63 },
-    { FVD_AT_SIZE, 8, UINT64_C (1) << 62 },     /* the file is shorter */
-    { FVD_AT_SIZE, 8, SIZE + 1 },
-    { FVD_AT_BLOCK_BITS, 4, 0 }, { FVD_AT_BLOCK_BITS, 4, 11 },
-    { FVD_AT_BLOCK_BITS, 4, 22 }, { FVD_AT_BLOCK_BITS, 4, 64 },
-    { FVD_AT_BLOCK_BITS, 4, 255 }, { FVD_AT_BLOCK_BITS, 4, UINT32_MAX },
-    { FVD_AT_FLAGS, 4, 16 }, { FVD_AT_FLAGS, 4, UINT32_MAX },
-    { FVD_AT_FLAGS, 4, 2 },             /* a backing without a format */
-    { FVD_AT_FLAGS, 4, 4 },             /* retired: not for writing */
-    { FVD_AT_SUMMARY, 8, 0 }, { FVD_AT_SUMMARY, 8, 4096 },
-    { FVD_AT_SUMMARY, 8, 8193 }, { FVD_AT_SUMMARY, 8, UINT64_MAX },
-    { FVD_AT_SUMMARY, 8, UINT64_MAX - 4095 },
-    { FVD_AT_SUMMARY + 8, 8, 0 }, { FVD_AT_SUMMARY + 8, 8, 4097 },
-    { FVD_AT_SUMMARY + 8, 8, UINT64_MAX },
-    { FVD_AT_SUMMARY + 8, 8, UINT64_MAX - 4095 },
-    { FVD_AT_SUMMARY + 8, 8, 1 << 20 },         /* overlaps the next */
-    { FVD_AT_BITMAP, 8, 0 }, { FVD_AT_BITMAP, 8, 8192 },
-    { FVD_AT_BITMAP, 8, 8193 }, { FVD_AT_BITMAP, 8, UINT64_MAX - 4095 },
-    { FVD_AT_BITMAP, 8, UINT64_MAX }, { FVD_AT_BITMAP + 8, 8, 0 },
-    { FVD_AT_BITMAP + 8, 8, UINT64_MAX - 4095 },
-    { FVD_AT_BITMAP + 8, 8, 8 << 20 },
-    { FVD_AT_JOURNAL, 8, 0 }, { FVD_AT_JOURNAL, 8, 4096 },
-    { FVD_AT_JOURNAL, 8, UINT64_MAX - 4095 },
-    { FVD_AT_JOURNAL, 8, UINT64_MAX }, { FVD_AT_JOURNAL + 8, 8, 0 },
-    { FVD_AT_JOURNAL + 8, 8, 12288 }, { FVD_AT_JOURNAL + 8, 8, 16384 + 512 },
-    { FVD_AT_JOURNAL + 8, 8, (UINT64_C (1) << 30) + 4096 },
-    { FVD_AT_JOURNAL + 8, 8, UINT64_C (1) << 30 },
-    { FVD_AT_JOURNAL + 8, 8, UINT64_MAX - 4095 },
-    { FVD_AT_DATA, 8, 0 }, { FVD_AT_DATA, 8, 8192 },
-    { FVD_AT_DATA, 8, UINT64_MAX }, { FVD_AT_DATA, 8, UINT64_MAX - 4095 },
-    { FVD_AT_DATA, 8, UINT64_C (1) << 62 },
-    { FVD_AT_TABLE, 8, 8192 }, { FVD_AT_TABLE + 8, 8, 1 },
-    { FVD_AT_PROFILE, 8, 8192 }, { FVD_AT_PROFILE + 8, 8, 1 },
-    { FVD_AT_CHUNK_BITS, 4, 20 }, { FVD_AT_GROW_UNIT, 8, 1 << 20 },
-    { FVD_AT_CHUNKS, 8, 1 }, { 228, 1, 1 }, { 248, 1, 1 }, { 304, 4, 65 },
-    { 308, 4, 60001 }, { 312, 4, 60001 }, { 316, 4, 100 }, { 320, 1, 1 },
-    { 1023, 1, 1 },
-    { FVD_AT_STRINGS, 2, 1025 }, { FVD_AT_STRINGS, 2, UINT16_MAX },
-    { FVD_AT_STRINGS, 2, 3000 }, { FVD_AT_CHECKSUM - 1, 1, 1 },
-    { FVD_AT_STRINGS, 2, 3 },           /* three zero bytes */
-    { FVD_AT_STRINGS + 8, 2, 2 },       /* the reserved ones */
-  };
-  static const struct { unsigned at, bytes; uint64_t value; } odd[] = {
+  bool good = true, right = true;
+
+  for (size_t i = 0; i < sizeof bad_fields / sizeof bad_fields[0]; ++i) {
+    const struct field *f = &bad_fields[i];
+
+    reset ();
+    put (f->at, f->bytes, f->value);
+    if (!refused (true)) {
+      note ("offset %u: %llu", f->at, (unsigned long long) f->value);
+      right = false;
+    }
+    good = survives (false) && good;
+  }
+  ok (right, "%u headers with a wrong field are refused with one message",
+      (unsigned) (sizeof bad_fields / sizeof bad_fields[0]));
+  ok (good, "and do no harm to who reads");
+}
+
+static void
+test_odd_headers (void)
+{
+  static const struct field odd[] = {
     { FVD_AT_SEQ, 8, 0 }, { FVD_AT_SEQ, 8, UINT64_MAX },
     { FVD_AT_SEQ, 8, UINT64_MAX - 2 }, { FVD_AT_COMPAT, 8, UINT64_MAX },
     { FVD_AT_LIFE, 8, 0 }, { FVD_AT_LIFE, 8, UINT64_MAX },
@@ -1366,25 +1427,20 @@ test_hostile_headers (void)
     { FVD_AT_SIZE, 8, 0 }, { FVD_AT_SIZE, 8, 1 }, { FVD_AT_SIZE, 8, 4096 },
     { FVD_AT_BLOCK_BITS, 4, 13 }, { FVD_AT_FLAGS, 4, 0 },
   };
-  bool good = true, right = true;
+  bool good = true;
 
-  for (size_t i = 0; i < sizeof bad / sizeof bad[0]; ++i) {
-    reset ();
-    put (bad[i].at, bad[i].bytes, bad[i].value);
-    if (!refused (true)) {
-      note ("offset %u: %llu", bad[i].at, (unsigned long long) bad[i].value);
-      right = false;
-    }
-    good = survives (false) && good;
-  }
-  ok (right, "%u headers with a wrong field are refused with one message",
-      (unsigned) (sizeof bad / sizeof bad[0]));
   for (size_t i = 0; i < sizeof odd / sizeof odd[0]; ++i) {
     reset ();
     put (odd[i].at, odd[i].bytes, odd[i].value);
     good = survives (false) && survives (true) && survives (true) && good;
   }
   ok (good, "odd ones do no harm");
+}
+
+static void
+test_features (void)
+{
+  struct nc_layer *l;
 
   reset ();
   memset (disk.data + FVD_AT_UUID, 0, 16);
@@ -1396,12 +1452,14 @@ test_hostile_headers (void)
   ok (opens_and_holds (KILLED), "unknown compatible features are ignored");
   reset ();
   put (FVD_AT_RO_COMPAT, 8, 2);
-  {
-    struct nc_layer *l = open_layer (false);
+  l = open_layer (false);
+  ok (l != NULL, "unknown read-only compatible ones allow reading");
+  nc_layer_close (l);
+}
 
-    ok (l != NULL, "unknown read-only compatible ones allow reading");
-    nc_layer_close (l);
-  }
+static void
+test_short_files (void)
+{
   reset ();
   disk.size = data_offset + SIZE - 1;
   ok (refused (true), "a file shorter than its disk is refused");
@@ -1618,7 +1676,7 @@ test_damaged_retired (void)
 }
 
 static void
-test_hostile_metadata (uint64_t *seed)
+test_hostile_records (void)
 {
   static const struct {
     uint64_t number; unsigned type, n; uint64_t blk; uint32_t count;
@@ -1630,11 +1688,7 @@ test_hostile_metadata (uint64_t *seed)
     { 2, 1, 1, UINT64_C (1) << 63, 1 }, { 2, 1, 1, 0, 0 },
     { UINT64_MAX, 1, 1, 0, 1 }, { UINT64_MAX - 1, 1, 1, 0, 1 },
   };
-  struct nc_layer *l;
-  struct fvd_reader r;
-  uint8_t *summary, *bitmap;
-  bool good = true, allocated;
-  uint64_t run;
+  bool good = true;
 
   for (size_t i = 0; i < sizeof t / sizeof t[0]; ++i)
     for (unsigned writable = 0; writable < 2; ++writable) {
@@ -1647,6 +1701,14 @@ test_hostile_metadata (uint64_t *seed)
       }
     }
   ok (good, "hostile records of the journal do no harm");
+}
+
+static void
+test_last_blocks (void)
+{
+  struct nc_layer *l;
+  bool allocated;
+  uint64_t run;
 
   reset ();
   put (FVD_AT_FLAGS, 4, 0);
@@ -1662,9 +1724,17 @@ test_hostile_metadata (uint64_t *seed)
   ok (l && l->format->run (l, 4030 * BLOCK, 1, &allocated, &run) == 0 &&
       !allocated, "and does not when the tail has passed it");
   nc_layer_close (l);
+}
 
-  /* The ring has 32 sectors: 33 is in the place of 1.  A header that is older
-   * than the journal must not hide it. */
+/* The ring has 32 sectors: 33 is in the place of 1.  A header that is older
+ * than the journal must not hide it. */
+static void
+test_round_the_ring (void)
+{
+  struct nc_layer *l;
+  bool allocated;
+  uint64_t run;
+
   for (uint64_t number = 32; number < 34; ++number) {
     reset ();
     put (FVD_AT_FLAGS, 4, 0);
@@ -1680,12 +1750,30 @@ test_hostile_metadata (uint64_t *seed)
     fault_lose (&fault, &disk, LOSE_ALL, NULL);
     ok (opens_and_holds (POWER), "and what is flushed then is kept");
   }
+}
+
+/* Make the image anew; where an area of it begins, by its field. */
+static uint8_t *
+reset_area (unsigned at)
+{
+  struct fvd_reader r;
+  uint8_t *area;
 
   reset ();
   must (fvd_reader_open (&r, disk.data, disk.size) == 0, r.why);
-  summary = disk.data + fvd_reader_le (r.header + FVD_AT_SUMMARY, 8);
-  bitmap = disk.data + fvd_reader_le (r.header + FVD_AT_BITMAP, 8);
+  area = disk.data + fvd_reader_le (r.header + at, 8);
   fvd_reader_close (&r);
+  return area;
+}
+
+static void
+test_hostile_bitmap (void)
+{
+  uint8_t *summary = reset_area (FVD_AT_SUMMARY);
+  uint8_t *bitmap = reset_area (FVD_AT_BITMAP);
+  struct nc_layer *l;
+  bool allocated;
+  uint64_t run;
 
   summary[0] = 3;
   fvd_reader_seal (image_uuid.bytes, 1, 0, summary);
@@ -1710,8 +1798,15 @@ test_hostile_metadata (uint64_t *seed)
   summary[0] ^= 1;
   ok (survives (false) && survives (true),
       "a summary with a wrong checksum does no harm");
+}
 
-  good = true;
+static void
+test_random_metadata (uint64_t *seed)
+{
+  uint8_t *summary = reset_area (FVD_AT_SUMMARY);
+  uint8_t *bitmap = reset_area (FVD_AT_BITMAP);
+  bool good = true;
+
   for (unsigned i = 0; i < LESS (400) && good; ++i) {
     unsigned n = 1 + rnd_below (seed, 4);
 
@@ -1731,6 +1826,16 @@ test_hostile_metadata (uint64_t *seed)
     good = survives (i % 2) || note ("image %u", i);
   }
   ok (good, "images with random bytes and right checksums do no harm");
+}
+
+static void
+test_hostile_metadata (uint64_t *seed)
+{
+  test_hostile_records ();
+  test_last_blocks ();
+  test_round_the_ring ();
+  test_hostile_bitmap ();
+  test_random_metadata (seed);
 }
 
 /* Threads: each writes blocks of its own, flushes, and knows which blocks
@@ -1807,6 +1912,50 @@ test_threads (bool track, const char *what)
   nc_layer_close (shared);
 }
 
+/* Write the first, the last, and some blocks of a disk. */
+static bool
+write_blocks (struct nc_layer *l, uint64_t *seed)
+{
+  const uint64_t block = l->block_size, n = (l->size + block - 1) / block;
+  NC_FREE uint8_t *buf = malloc (block);
+  bool good = true;
+
+  must (buf != NULL, "malloc");
+  for (unsigned j = 0; j < 12 && n > 0 && good; ++j) {
+    uint64_t blk = j == 0 ? n - 1 : j == 1 ? 0 : rnd_below (seed, n);
+    uint64_t count = nc_min64 (block, l->size - blk * block);
+    struct iovec iov = { buf, count };
+
+    memset (buf, 1 + blk % 250, count);
+    good = l->format->pwritev (l, &iov, 1, blk * block) == 0 &&
+      l->format->set_allocated (l, blk * block, count) == 0;
+  }
+  return good;
+}
+
+/* Whether the image that these have been written to is the same to L and R. */
+static bool
+is_as_read (struct nc_layer *l, struct fvd_reader *r)
+{
+  bool good = true;
+
+  for (uint64_t b = 0; good && b < r->nblocks; ++b) {
+    uint8_t last = 0, other = 0;
+    uint64_t at = nc_min64 ((b + 1) * r->block, l->size) - 1, run;
+    bool allocated;
+
+    good = l->format->run (l, at, 1, &allocated, &run) == 0 &&
+      allocated == r->allocated[b];
+    if (good && allocated) {
+      fvd_reader_pread (r, &other, 1, at, NULL, 0);
+      good = l->format->pread (l, &last, 1, at) == 0 && last == other &&
+        last == 1 + b % 250;
+    }
+  }
+  return good && (r->nblocks == 0 ||
+                  (r->allocated[0] && r->allocated[r->nblocks - 1]));
+}
+
 /* Images of other sizes, as the other reader sees them. */
 static void
 test_sizes (uint64_t *seed)
@@ -1827,46 +1976,14 @@ test_sizes (uint64_t *seed)
     reset ();
     fault.track = false;
     l = open_layer (true);
-    good = l && l->size == size && l->block_size == 1u << bits;
-    if (good && size > 0) {
-      uint64_t block = l->block_size, n = (size + block - 1) / block;
-      uint8_t *buf = malloc (block);
-
-      must (buf != NULL, "malloc");
-      /* The first, the last, and some blocks. */
-      for (unsigned j = 0; j < 12 && good; ++j) {
-        uint64_t blk = j == 0 ? n - 1 : j == 1 ? 0 : rnd_below (seed, n);
-        uint64_t count = nc_min64 (block, size - blk * block);
-        struct iovec iov = { buf, count };
-
-        memset (buf, 1 + blk % 250, count);
-        good = l->format->pwritev (l, &iov, 1, blk * block) == 0 &&
-          l->format->set_allocated (l, blk * block, count) == 0;
-      }
-      free (buf);
-    }
-    good = good && (i % 2 ? l->format->flush (l) : l->format->finish (l))
-      == 0;
+    good = l && l->size == size && l->block_size == 1u << bits &&
+      write_blocks (l, seed) &&
+      (i % 2 ? l->format->flush (l) : l->format->finish (l)) == 0;
     nc_layer_close (l);
     l = NULL;
     good = good && (fvd_reader_open (&r, disk.data, disk.size) == 0 ||
                     note ("the reader says: %s", r.why));
-    good = good && (l = open_layer (false)) != NULL;
-    for (uint64_t b = 0; good && b < r.nblocks; ++b) {
-      uint8_t last = 0, other = 0;
-      uint64_t at = nc_min64 ((b + 1) * r.block, size) - 1, run;
-      bool allocated;
-
-      good = l->format->run (l, at, 1, &allocated, &run) == 0 &&
-        allocated == r.allocated[b];
-      if (good && allocated) {
-        fvd_reader_pread (&r, &other, 1, at, NULL, 0);
-        good = l->format->pread (l, &last, 1, at) == 0 && last == other &&
-          last == 1 + b % 250;
-      }
-    }
-    if (good && size > 0)
-      good = r.allocated[0] && r.allocated[r.nblocks - 1];
+    good = good && (l = open_layer (false)) != NULL && is_as_read (l, &r);
     if (!good)
       note ("size %llu, %u block bits", (unsigned long long) size, bits);
     fvd_reader_close (&r);
@@ -1985,6 +2102,8 @@ main (void)
   reset ();
   ok (opens_and_holds (KILLED), "a new image opens and is empty");
   test_errors ();
+  test_failed_sync ();
+  test_other_failed_syncs ();
   test_torn_headers ();
   test_killed_openings (&seed);
   test_wrap ();
@@ -1999,6 +2118,9 @@ main (void)
   test_crashes (&seed, 1 + LESS (3), true, "with whole pages, too");
   test_faults (&seed);
   test_hostile_headers ();
+  test_odd_headers ();
+  test_features ();
+  test_short_files ();
   test_numbers_at_the_end ();
   test_damaged_copy ();
   test_damaged_journal ();
