@@ -129,6 +129,48 @@ refused (const char *path, bool has_size, uint64_t size,
     (n_files () == before || note ("something was left behind"));
 }
 
+/* Whether what was just created at a.fvd is an empty disk of SIZE. */
+static bool
+is_as_specified (uint64_t size)
+{
+  uint64_t file_size;
+  NC_FREE uint8_t *file = slurp (at ("a.fvd"), &file_size);
+  struct fvd_reader r;
+  bool good = fvd_reader_open (&r, file, file_size) == 0 ||
+    note ("the reader says: %s", r.why);
+
+  good = good && r.size == size && (r.flags & 1) && r.copies == 2 &&
+    r.records == 0;
+  for (uint64_t b = 0; b < r.nblocks && good; ++b)
+    good = !r.allocated[b];
+  fvd_reader_close (&r);
+  return good;
+}
+
+/* The same of what inspecting it says. */
+static bool
+is_told_right (uint64_t size)
+{
+  struct nc_image_info info;
+  bool good = nc_image_inspect (at ("a.fvd"), NULL, &info) == 0;
+
+  if (!good)
+    return false;
+  good = info.size == size && strcmp (info.format, "fvd") == 0 &&
+    info.version == 1 && info.clean && !info.retired &&
+    !info.has_backing && info.allocated == 0 && info.journal_used == 0 &&
+    info.journal_size == 1 << 20 && strlen (info.uuid) == 36 &&
+    info.file_size >= info.data_offset + info.size &&
+    info.data_offset % info.block_size == 0 &&
+    info.block_size == (size > UINT64_C (1) << 40 ? 8192 : 4096) &&
+    info.storage <= 8 << 20 && !info.remote;
+  if (!good)
+    note ("blocks of %u, %llu bytes of storage", info.block_size,
+          (unsigned long long) info.storage);
+  nc_image_info_free (&info);
+  return good;
+}
+
 static void
 test_create (void)
 {
@@ -136,47 +178,24 @@ test_create (void)
     0, 1, 511, 4095, 4096, 4097, 4032 * 4096, 4032 * 4096 + 1,
     UINT64_C (1) << 40, (UINT64_C (1) << 40) + 1,
   };
-  struct nc_image_info info;
-  struct fvd_reader r;
-  uint64_t file_size;
-  uint8_t *file;
   bool good = true;
 
   for (size_t i = 0; i < sizeof sizes / sizeof sizes[0] && good; ++i) {
     unlink (at ("a.fvd"));
-    good = create (at ("a.fvd"), true, sizes[i], NULL, NULL, 0, 0) == 0 &&
-      nc_image_inspect (at ("a.fvd"), NULL, &info) == 0;
-    if (!good)
-      break;
-    good = info.size == sizes[i] && strcmp (info.format, "fvd") == 0 &&
-      info.version == 1 && info.clean && !info.retired &&
-      !info.has_backing && info.allocated == 0 && info.journal_used == 0 &&
-      info.journal_size == 1 << 20 && strlen (info.uuid) == 36 &&
-      info.file_size >= info.data_offset + info.size &&
-      info.data_offset % info.block_size == 0 &&
-      info.block_size == (sizes[i] > UINT64_C (1) << 40 ? 8192 : 4096) &&
-      info.storage <= 8 << 20 && !info.remote;
-    if (good && sizes[i] < 1 << 25) {
-      file = slurp (at ("a.fvd"), &file_size);
-      good = fvd_reader_open (&r, file, file_size) == 0 ||
-        note ("the reader says: %s", r.why);
-      good = good && (r.flags & 1) && r.copies == 2 && r.records == 0;
-      for (uint64_t b = 0; b < r.nblocks && good; ++b)
-        good = !r.allocated[b];
-      fvd_reader_close (&r);
-      free (file);
-    }
-    if (!good)
-      note ("size %llu, blocks of %u, %llu bytes of storage",
-            (unsigned long long) sizes[i], info.block_size,
-            (unsigned long long) info.storage);
-    nc_image_info_free (&info);
+    good = (create (at ("a.fvd"), true, sizes[i], NULL, NULL, 0, 0) == 0 &&
+            is_told_right (sizes[i]) &&
+            (sizes[i] >= 1 << 25 || is_as_specified (sizes[i]))) ||
+      note ("size %llu", (unsigned long long) sizes[i]);
   }
   ok (good, "images of all sizes are created as the specification says");
-
   ok (refused (at ("a.fvd"), true, 4096, NULL, NULL, 0, 0),
       "an existing file is not overwritten");
   unlink (at ("a.fvd"));
+}
+
+static void
+test_limits (void)
+{
   ok (refused (at ("a.fvd"), false, 0, NULL, NULL, 0, 0),
       "without size and backing there is nothing to create");
   ok (refused (at ("a.fvd"), true, UINT64_MAX, NULL, NULL, 0, 0) &&
@@ -206,24 +225,33 @@ test_create (void)
       "a directory that is not there is an error");
   ok (refused (at ("a.fvd"), true, 4096, at ("none.raw"), "raw", 0, 0),
       "so is a backing that is not there");
+}
 
-  {
-    const uint64_t max = UINT64_C (1) << 62;
-    NC_CLOSE int fd = memfd_create ("backing", MFD_CLOEXEC);
-    char path[40];
+static void
+test_large_backing (void)
+{
+  const uint64_t max = UINT64_C (1) << 62;
+  NC_CLOSE int fd = memfd_create ("backing", MFD_CLOEXEC);
+  struct nc_image_info info;
+  char path[40];
 
-    snprintf (path, sizeof path, "/proc/self/fd/%d", fd);
-    must (ftruncate (fd, max + 4096) == 0, "ftruncate");
-    ok (refused (at ("a.fvd"), true, 4096, path, "raw", 0, 0) &&
-        errno == EFBIG && refused (at ("a.fvd"), false, 0, path, "raw", 0, 0),
-        "a backing beyond the limit is refused, however small the image");
-    must (ftruncate (fd, max) == 0, "ftruncate");
-    ok (create (at ("a.fvd"), true, 4096, path, "raw", 0, 0) == 0 &&
-        nc_image_inspect (at ("a.fvd"), NULL, &info) == 0 &&
-        info.backing_size == max, "one of that size is not");
-    nc_image_info_free (&info);
-    unlink (at ("a.fvd"));
-  }
+  snprintf (path, sizeof path, "/proc/self/fd/%d", fd);
+  must (ftruncate (fd, max + 4096) == 0, "ftruncate");
+  ok (refused (at ("a.fvd"), true, 4096, path, "raw", 0, 0) &&
+      errno == EFBIG && refused (at ("a.fvd"), false, 0, path, "raw", 0, 0),
+      "a backing beyond the limit is refused, however small the image");
+  must (ftruncate (fd, max) == 0, "ftruncate");
+  ok (create (at ("a.fvd"), true, 4096, path, "raw", 0, 0) == 0 &&
+      nc_image_inspect (at ("a.fvd"), NULL, &info) == 0 &&
+      info.backing_size == max, "one of that size is not");
+  nc_image_info_free (&info);
+  unlink (at ("a.fvd"));
+}
+
+static void
+test_backing (void)
+{
+  struct nc_image_info info;
 
   must (create (at ("b.fvd"), true, 10000, NULL, NULL, 0, 0) == 0,
         "create");
@@ -302,28 +330,15 @@ write_some (const char *path, bool stop)
   return good;
 }
 
+/* What check says of PATH, a faultless image, when it is damaged. */
 static void
-test_check (void)
+test_damage (const char *path)
 {
   struct nc_check_result result;
   struct fvd_reader r;
-  uint64_t file_size, summary, bitmap, changed;
-  uint8_t *file, sector[512];
-  const char *path = strdup (at ("c.fvd"));
-
-  must (create (path, true, 4036 * 4096 - 7, NULL, NULL, 0, 16384) == 0,
-        "create");
-  ok (check (path, &result) == 0 && result.warnings == 0 &&
-      result.allocated == 0 && result.journal_records == 0,
-      "a new image is faultless");
-  must (write_some (path, false), "write");
-  ok (check (path, &result) == 0 && result.journal_records > 0 &&
-      result.allocated == 7 * 4096,
-      "so is one that was not closed; its records are counted");
-  must (write_some (path, true), "write");
-  ok (check (path, &result) == 0 && result.journal_records == 0 &&
-      result.allocated == 7 * 4096 && result.warnings == 0 &&
-      result.blocks_checked == 4036, "so is one that was closed");
+  uint64_t file_size, after_size, summary, bitmap;
+  NC_FREE uint8_t *file = NULL, *after = NULL;
+  uint8_t sector[512];
 
   file = slurp (path, &file_size);
   must (fvd_reader_open (&r, file, file_size) == 0, r.why);
@@ -359,22 +374,38 @@ test_check (void)
   ok (check (path, &result) == 0 && result.warnings == 0,
       "put back as it was it is faultless");
 
-  {
-    uint8_t *after = slurp (path, &changed);
-
-    ok (changed == file_size && memcmp (file, after, file_size) == 0,
-        "checking changes nothing");
-    free (after);
-  }
+  after = slurp (path, &after_size);
+  ok (after_size == file_size && memcmp (file, after, file_size) == 0,
+      "checking changes nothing");
   must (truncate (path, file_size - 1) == 0, "truncate");
   ok (check (path, &result) != 0, "a file that is too short is found");
   must (truncate (path, 100) == 0, "truncate");
   ok (check (path, &result) != 0 && tap_errors + errors_found > 0,
       "what is no image is not called good");
   fvd_reader_close (&r);
-  free (file);
+}
+
+static void
+test_check (void)
+{
+  NC_FREE char *path = strdup (at ("c.fvd"));
+  struct nc_check_result result;
+
+  must (create (path, true, 4036 * 4096 - 7, NULL, NULL, 0, 16384) == 0,
+        "create");
+  ok (check (path, &result) == 0 && result.warnings == 0 &&
+      result.allocated == 0 && result.journal_records == 0,
+      "a new image is faultless");
+  must (write_some (path, false), "write");
+  ok (check (path, &result) == 0 && result.journal_records > 0 &&
+      result.allocated == 7 * 4096,
+      "so is one that was not closed; its records are counted");
+  must (write_some (path, true), "write");
+  ok (check (path, &result) == 0 && result.journal_records == 0 &&
+      result.allocated == 7 * 4096 && result.warnings == 0 &&
+      result.blocks_checked == 4036, "so is one that was closed");
+  test_damage (path);
   unlink (path);
-  free ((char *) path);
 }
 
 /* Bytes of the disk, through the chain, read-only. */
@@ -397,18 +428,14 @@ shows (const char *path, bool follow, char expected)
   return good && c == expected;
 }
 
+/* The images of the snapshots, the oldest first. */
+static char old_path[300], new_path[300], third[300];
+
 static void
 test_snapshot (void)
 {
   struct nc_image_info old, new;
-  struct nc_chain_options opts = { .memory_fd = -1, .retry = 1 };
-  struct nc_chain *chain;
-  char old_path[300], new_path[300], third[300];
-  struct stat st;
 
-  snprintf (old_path, sizeof old_path, "%s", at ("s.fvd"));
-  snprintf (new_path, sizeof new_path, "%s", at ("new.fvd"));
-  snprintf (third, sizeof third, "%s", at ("third.fvd"));
   must (create (old_path, true, 4034 * 4096 - 7, NULL, NULL, 8192, 16384)
         == 0 && write_some (old_path, true), "create");
   tap_clear ();
@@ -427,8 +454,16 @@ test_snapshot (void)
   nc_image_info_free (&new);
   ok (shows (new_path, false, 'x') && write_some (new_path, true),
       "the disk is the same and can be written");
+}
 
-  opts.image = old_path;
+static void
+test_refused_snapshot (void)
+{
+  struct nc_chain_options opts = {
+    .image = old_path, .memory_fd = -1, .retry = 1,
+  };
+  struct nc_chain *chain;
+
   tap_clear ();
   ok ((chain = nc_chain_open (&opts)) == NULL && tap_errors == 1,
       "the old image cannot be opened for writing any more");
@@ -452,34 +487,48 @@ test_snapshot (void)
       "an existing image is not overwritten");
   ok (nc_image_snapshot (at ("none"), third) == -1,
       "what is not there gets no snapshot");
+}
 
-  /* Interrupted between the two steps: the new image is there, the old one
-   * not retired.  Both header copies are put back. */
-  {
-    uint64_t size;
-    uint8_t *file = slurp (new_path, &size);
+/* Interrupted between the two steps: the new image is there, the old one
+ * not retired.  Both header copies are put back. */
+static void
+test_interrupted_snapshot (void)
+{
+  uint64_t size;
+  NC_FREE uint8_t *file = slurp (new_path, &size);
+  struct nc_image_info old;
+  struct stat st;
 
-    ok (nc_image_snapshot (new_path, third) == 0, "a third layer");
-    poke (new_path, 0, file, 8192);
-    free (file);
-    tap_clear ();
-    must (stat (third, &st) == 0 && !is_retired (new_path), third);
-    ok (shows (third, false, 'x') && !write_some (third, false) &&
-        tap_errors == 1,
-        "an image whose snapshot was interrupted is not written yet");
-    memset (&synced, 0, sizeof synced);
-    synced.ino = st.st_ino;
-    synced.old = new_path;
-    ok (nc_image_snapshot (new_path, third) == 0,
-        "a snapshot that was interrupted can be made again");
-    ok (synced.files > 0 && synced.directories > 0 && !synced.too_late,
-        "and makes the new image and then its name durable, before the old "
-        "one is retired");
-    ok (nc_image_inspect (new_path, NULL, &old) == 0 && old.retired &&
-        shows (third, false, 'x'), "it ends as if it had not been");
-    nc_image_info_free (&old);
-  }
+  ok (nc_image_snapshot (new_path, third) == 0, "a third layer");
+  poke (new_path, 0, file, 8192);
+  tap_clear ();
+  must (stat (third, &st) == 0 && !is_retired (new_path), third);
+  ok (shows (third, false, 'x') && !write_some (third, false) &&
+      tap_errors == 1,
+      "an image whose snapshot was interrupted is not written yet");
+  memset (&synced, 0, sizeof synced);
+  synced.ino = st.st_ino;
+  synced.old = new_path;
+  ok (nc_image_snapshot (new_path, third) == 0,
+      "a snapshot that was interrupted can be made again");
+  ok (synced.files > 0 && synced.directories > 0 && !synced.too_late,
+      "and makes the new image and then its name durable, before the old "
+      "one is retired");
+  ok (nc_image_inspect (new_path, NULL, &old) == 0 && old.retired &&
+      shows (third, false, 'x'), "it ends as if it had not been");
+  nc_image_info_free (&old);
   ok (shows (old_path, true, 'x'), "following goes on to the last");
+}
+
+static void
+test_snapshots (void)
+{
+  snprintf (old_path, sizeof old_path, "%s", at ("s.fvd"));
+  snprintf (new_path, sizeof new_path, "%s", at ("new.fvd"));
+  snprintf (third, sizeof third, "%s", at ("third.fvd"));
+  test_snapshot ();
+  test_refused_snapshot ();
+  test_interrupted_snapshot ();
   unlink (old_path);
   unlink (new_path);
   unlink (third);
@@ -492,8 +541,11 @@ main (void)
 
   make_folder ("test-image");
   test_create ();
+  test_limits ();
+  test_large_backing ();
+  test_backing ();
   test_check ();
-  test_snapshot ();
+  test_snapshots ();
   ok (n_files () == 0, "no file is left behind");
   remove_folder ();
   return tap_done ();
