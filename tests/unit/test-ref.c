@@ -203,10 +203,6 @@ static void
 test_tcp_uris (void)
 {
   struct nc_allow *all = allowing ("nbd://Server", NULL);
-  struct nc_allow *vm = allowing ("nbd://server/vm", "nbd://other:7/");
-  struct nc_allow *slash = allowing ("nbd://server/vm/", NULL);
-  struct nc_allow *v6 = allowing ("nbd://[::1]/", "nbd://[2001:DB8::0:1]/");
-  struct nc_allow *local = allowing ("nbd://localhost/", NULL);
 
   uri_gives ("nbd://server/vm", NULL, EPERM, "nothing allowed: no URI");
   ok (strstr (message, "allow=\"nbd://server/vm\"") != NULL &&
@@ -230,6 +226,14 @@ test_tcp_uris (void)
   uri_gives ("nbd://@server/x", all, EPERM, "no empty user information");
   uri_gives ("nbd://server/x#f", all, EPERM, "no fragment");
   uri_gives ("nbd://server/x#", all, EPERM, "no empty fragment");
+  nc_allow_free (all);
+}
+
+static void
+test_uri_syntax (void)
+{
+  struct nc_allow *all = allowing ("nbd://Server", NULL);
+
   uri_gives ("nbd://server/x?tls-certificates=/etc", all, EPERM,
              "no tls-certificates");
   ok (strstr (message, "tls-certificates") != NULL,
@@ -249,6 +253,14 @@ test_tcp_uris (void)
   uri_gives ("nbd://server/a%00b", all, EINVAL, "no escaped NUL");
   uri_gives ("nbd://server:65536/a", all, EINVAL, "no port 65536");
   uri_gives ("nbd://server:99999999999/a", all, EINVAL, "no endless port");
+  nc_allow_free (all);
+}
+
+static void
+test_uri_exports (void)
+{
+  struct nc_allow *vm = allowing ("nbd://server/vm", "nbd://other:7/");
+  struct nc_allow *slash = allowing ("nbd://server/vm/", NULL);
 
   uri_gives ("nbd://server/vm", vm, 0, "the allowed export");
   uri_gives ("nbd://server/%76m", vm, 0, "escapes in an export count not");
@@ -264,16 +276,21 @@ test_tcp_uris (void)
   uri_gives ("nbd://other/x", vm, EPERM, "its port counts");
   uri_gives ("nbd://server/vm/a", slash, 0, "\"vm/\" allows \"vm/a\"");
   uri_gives ("nbd://server/vma", slash, EPERM, "\"vm/\" not \"vma\"");
+  nc_allow_free (vm);
+  nc_allow_free (slash);
+}
+
+static void
+test_uri_addresses (void)
+{
+  struct nc_allow *v6 = allowing ("nbd://[::1]/", "nbd://[2001:DB8::0:1]/");
+  struct nc_allow *local = allowing ("nbd://localhost/", NULL);
 
   uri_gives ("nbd://[::1]/x", v6, 0, "an IPv6 address");
   uri_gives ("nbd://[0:0::1]:10809/x", v6, 0, "in another spelling");
   uri_gives ("nbd://[2001:db8:0::1]/x", v6, 0, "with another case");
   uri_gives ("nbd://[::2]/x", v6, EPERM, "another IPv6 address is refused");
   uri_gives ("nbd:///x", local, 0, "no host means localhost");
-
-  nc_allow_free (all);
-  nc_allow_free (vm);
-  nc_allow_free (slash);
   nc_allow_free (v6);
   nc_allow_free (local);
 }
@@ -399,13 +416,6 @@ file_gives (const char *ref, const struct nc_allow *allow,
 static void
 test_files (void)
 {
-  struct nc_allow *pool = allowing (at ("pool"), NULL);
-  struct nc_allow *slash = allowing (at ("pool//"), NULL);
-  struct nc_allow *linked = allowing (at ("poollink"), NULL);
-  struct nc_allow *out = allowing (at ("out"), at ("pool"));
-  struct nc_allow *root = allowing ("/", NULL);
-  char *missing;
-
   file_gives ("base", NULL, "img/base", 0, "a file beside the image");
   file_gives ("./base", NULL, "img/base", 0, "the same with ./");
   file_gives (".//sub/./deep", NULL, "img/sub/deep", 0, "a file below");
@@ -420,7 +430,11 @@ test_files (void)
   file_gives (at ("out/secret"), NULL, NULL, EPERM, "absolute and outside");
   file_gives ("../img2/base", NULL, NULL, EPERM,
               "a directory that starts like the image's");
+}
 
+static void
+test_links (void)
+{
   file_gives ("link-in", NULL, "img/sub/deep", 0, "a symbolic link inside");
   file_gives ("link-abs-in", NULL, "img/base", 0,
               "an absolute symbolic link that leads inside");
@@ -441,6 +455,12 @@ test_files (void)
   file_gives ("/proc/self/exe", NULL, NULL, EPERM, "a magic link");
   file_gives ("/proc/self/root/etc/passwd", NULL, NULL, EPERM,
               "a magic link to a directory");
+}
+
+static void
+test_missing (void)
+{
+  char *missing;
 
   file_gives ("missing", NULL, NULL, ENOENT, "a missing file");
   ok (strstr (message, "missing") && strstr (message, "base="),
@@ -466,6 +486,16 @@ test_files (void)
               "nor through one that is missing");
   file_gives ("../out/secret/x", NULL, NULL, EPERM,
               "nor whether it is a directory");
+}
+
+static void
+test_allowed (void)
+{
+  struct nc_allow *pool = allowing (at ("pool"), NULL);
+  struct nc_allow *slash = allowing (at ("pool//"), NULL);
+  struct nc_allow *linked = allowing (at ("poollink"), NULL);
+  struct nc_allow *out = allowing (at ("out"), at ("pool"));
+  struct nc_allow *root = allowing ("/", NULL);
 
   file_gives (at ("pool/base"), pool, "pool/base", 0, "an allowed directory");
   file_gives ("../pool/base", pool, "pool/base", 0, "by a relative path");
@@ -491,6 +521,17 @@ test_files (void)
   file_gives (at ("out/secret"), root, "out/secret", 0, "/ allows all");
   file_gives ("link-abs-out", root, "out/secret", 0, "links, too");
 
+  nc_allow_free (pool);
+  nc_allow_free (slash);
+  nc_allow_free (linked);
+  nc_allow_free (out);
+  nc_allow_free (root);
+}
+
+/* What a reference is relative to. */
+static void
+test_images (void)
+{
   file_gives_from ("imglink.fvd", "base", NULL, "img/base", 0,
                    "an image named by a link: its real directory counts");
   file_gives_from ("imgdirlink/top.fvd", "base", NULL, "img/base", 0,
@@ -499,12 +540,6 @@ test_files (void)
                    "img/base", 0, "that way is also good in a reference");
   file_gives_from ("img/sub/mid.fvd", "../base", NULL, NULL, EPERM,
                    "an image below does not reach up");
-
-  nc_allow_free (pool);
-  nc_allow_free (slash);
-  nc_allow_free (linked);
-  nc_allow_free (out);
-  nc_allow_free (root);
 }
 
 static void
@@ -761,8 +796,8 @@ remove_one (const char *path, const struct stat *st, int type,
   return remove (path);
 }
 
-int
-main (void)
+static void
+make_tree (void)
 {
   static const char *const dirs[] = {
     "img", "img/sub", "img2", "out", "pool", "pool/sub", "poolx",
@@ -774,7 +809,6 @@ main (void)
   };
   size_t i;
 
-  nc_report_to (sink);
   if (mkdtemp (top) == NULL)
     must (-1, "mkdtemp");
   for (i = 0; i < sizeof dirs / sizeof dirs[0]; ++i)
@@ -804,11 +838,24 @@ main (void)
   make_socket ("pool/sock");
   make_socket ("poolx/sock");
   must (mkfifo (at ("img/fifo"), 0600), "mkfifo");
+}
 
+int
+main (void)
+{
+  nc_report_to (sink);
+  make_tree ();
   test_kinds ();
   test_tcp_uris ();
+  test_uri_syntax ();
+  test_uri_exports ();
+  test_uri_addresses ();
   test_unix_uris ();
   test_files ();
+  test_links ();
+  test_missing ();
+  test_allowed ();
+  test_images ();
   test_types ();
   test_odd_names ();
   test_stored ();
