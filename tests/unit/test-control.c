@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /* Copyright (C) 2026 The nbdchain authors */
 
-/* Tests of lib/control/qmp.c, commands.c and events.c, and of lib/listen.c: a real
- * socket, and jobs that do what a test tells them. */
+/* Tests of lib/control/qmp.c, commands.c and events.c, and of lib/listen.c: a
+ * real socket, and jobs that do what a test tells them. */
 
 #include <config.h>
 
@@ -543,77 +543,105 @@ test_commands (void)
   hang_up (&p);
 }
 
+/* Skip what is said of others. */
+static void
+skip_to (struct peer *watcher, const char *text)
+{
+  do
+    must (hears (watcher, "{"), "event");
+  while (strstr (watcher->line, text) == NULL);
+}
+
+static void
+ask_until (struct peer *p, const char *text)
+{
+  do
+    must (does (p, "query-jobs", "", "{"), "jobs");
+  while (strstr (p->line, text) == NULL);
+}
+
+/* A job that comes to its end, and who hears of it. */
+static void
+test_good_job (struct peer *p, struct peer *watcher)
+{
+  must (create (NULL, false, true) == 0, "create");
+  ok (hears (watcher, "{\"timestamp\":{\"seconds\":...,\"microseconds\":...}"
+             ",\"event\":\"JOB_STATUS_CHANGE\",\"data\":{\"id\":\"disk\","
+             "\"status\":\"created\"}}") &&
+      hears (watcher, "\"running\""), "events are sent to all");
+  ask_until (p, "\"x-zero\":4");
+  ok (strstr (p->line, "{\"return\":[{\"id\":\"disk\",\"type\":\"stream\","
+              "\"status\":\"running\",\"current-progress\":40,"
+              "\"total-progress\":100,") &&
+      strstr (p->line, "\"x-copied\":30") &&
+      strstr (p->line, "\"x-local\":6") &&
+      strstr (p->line, "\"x-on-error\":\"report\"") &&
+      strstr (p->line, "\"error\"") == NULL, "query-jobs");
+  ok (does (p, "query-block-jobs", "", "{\"return\":[{\"type\":\"stream\","
+            "\"device\":\"disk\",\"len\":100,\"offset\":40,\"busy\":true,"
+            "\"paused\":false,\"speed\":5,\"io-status\":\"ok\","
+            "\"ready\":false,\"status\":\"running\",\"auto-finalize\":true,"
+            "\"auto-dismiss\":false,"), "query-block-jobs");
+  ok (does (p, "block-job-pause", "\"device\":\"disk\"", "\"return\"") &&
+      hears (watcher, "\"paused\"") &&
+      does (p, "job-pause", "\"id\":\"disk\"", "already paused") &&
+      does (p, "job-resume", "\"id\":\"disk\"", "\"return\"") &&
+      hears (watcher, "\"running\"") &&
+      does (p, "block-job-resume", "\"device\":\"disk\"", "GenericError") &&
+      does (p, "job-complete", "\"id\":\"disk\"", "cannot complete"),
+      "pause and resume, under both names");
+  ok (does (p, "block-job-set-speed", "\"device\":\"disk\",\"speed\":-1",
+            "GenericError") &&
+      does (p, "block-job-set-speed", "\"device\":\"disk\",\"speed\":7",
+            "\"return\"") && hears (watcher, "\"ready\"") &&
+      hears (watcher, "\"event\":\"BLOCK_JOB_READY\",\"data\":{\"type\":"
+             "\"stream\",\"device\":\"disk\",\"len\":100,\"offset\":100,"
+             "\"speed\":7}"), "set-speed, and a job that gets ready");
+  ok (does (p, "job-complete", "\"id\":\"disk\"", "\"return\"") &&
+      hears (watcher, "\"waiting\"") && hears (watcher, "\"pending\"") &&
+      hears (watcher, "BLOCK_JOB_COMPLETED") &&
+      hears (watcher, "\"concluded\"") &&
+      does (p, "job-dismiss", "\"id\":\"disk\"", "\"return\"") &&
+      hears (watcher, "\"null\""), "complete and dismiss");
+}
+
+static void
+test_bad_job (struct peer *p, struct peer *watcher)
+{
+  must (create ("bad", true, true) == 0, "create");
+  ok (hears (watcher, "created") && hears (watcher, "running") &&
+      hears (watcher, "\"event\":\"BLOCK_JOB_ERROR\",\"data\":{\"device\":"
+             "\"bad\",\"operation\":\"write\",\"action\":\"stop\"}") &&
+      hears (watcher, "aborting") &&
+      hears (watcher, "BLOCK_JOB_COMPLETED...\"error\":\"disk full"),
+      "an error is an event");
+  ok (does (p, "query-block-jobs", "", "\"error\":\"disk full") &&
+      strstr (p->line, "\"io-status\":\"nospace\"") &&
+      does (p, "block-job-dismiss", "\"id\":\"bad\"", "\"return\""),
+      "and can be looked at afterwards");
+}
+
+static void
+test_cancelled_job (struct peer *p, struct peer *watcher)
+{
+  must (create ("c", false, false) == 0, "create");
+  skip_to (watcher, "running");
+  ask_until (p, "\"current-progress\":40");
+  ok (does (p, "block-job-cancel", "\"device\":\"c\"", "\"return\"") &&
+      hears (watcher, "aborting") &&
+      hears (watcher, "BLOCK_JOB_CANCELLED...\"offset\":40"), "cancel");
+  skip_to (watcher, "\"null\"");
+}
+
 static void
 test_life (void)
 {
   struct peer p = negotiated (), watcher = negotiated ();
   struct peer deaf = greeted ();
 
-  must (create (NULL, false, true) == 0, "create");
-  ok (hears (&watcher, "{\"timestamp\":{\"seconds\":...,\"microseconds\":...}"
-             ",\"event\":\"JOB_STATUS_CHANGE\",\"data\":{\"id\":\"disk\","
-             "\"status\":\"created\"}}") &&
-      hears (&watcher, "\"running\""), "events are sent to all");
-  do
-    must (does (&p, "query-jobs", "", "{"), "jobs");
-  while (strstr (p.line, "\"x-zero\":4") == NULL);
-  ok (strstr (p.line, "{\"return\":[{\"id\":\"disk\",\"type\":\"stream\","
-              "\"status\":\"running\",\"current-progress\":40,"
-              "\"total-progress\":100,") &&
-      strstr (p.line, "\"x-copied\":30") && strstr (p.line, "\"x-local\":6") &&
-      strstr (p.line, "\"x-on-error\":\"report\"") &&
-      strstr (p.line, "\"error\"") == NULL, "query-jobs");
-  ok (does (&p, "query-block-jobs", "", "{\"return\":[{\"type\":\"stream\","
-            "\"device\":\"disk\",\"len\":100,\"offset\":40,\"busy\":true,"
-            "\"paused\":false,\"speed\":5,\"io-status\":\"ok\","
-            "\"ready\":false,\"status\":\"running\",\"auto-finalize\":true,"
-            "\"auto-dismiss\":false,"), "query-block-jobs");
-  ok (does (&p, "block-job-pause", "\"device\":\"disk\"", "\"return\"") &&
-      hears (&watcher, "\"paused\"") &&
-      does (&p, "job-pause", "\"id\":\"disk\"", "already paused") &&
-      does (&p, "job-resume", "\"id\":\"disk\"", "\"return\"") &&
-      hears (&watcher, "\"running\"") &&
-      does (&p, "block-job-resume", "\"device\":\"disk\"", "GenericError") &&
-      does (&p, "job-complete", "\"id\":\"disk\"", "cannot complete"),
-      "pause and resume, under both names");
-  ok (does (&p, "block-job-set-speed", "\"device\":\"disk\",\"speed\":-1",
-            "GenericError") &&
-      does (&p, "block-job-set-speed", "\"device\":\"disk\",\"speed\":7",
-            "\"return\"") && hears (&watcher, "\"ready\"") &&
-      hears (&watcher, "\"event\":\"BLOCK_JOB_READY\",\"data\":{\"type\":"
-             "\"stream\",\"device\":\"disk\",\"len\":100,\"offset\":100,"
-             "\"speed\":7}"), "set-speed, and a job that gets ready");
-  ok (does (&p, "job-complete", "\"id\":\"disk\"", "\"return\"") &&
-      hears (&watcher, "\"waiting\"") && hears (&watcher, "\"pending\"") &&
-      hears (&watcher, "BLOCK_JOB_COMPLETED") &&
-      hears (&watcher, "\"concluded\"") &&
-      does (&p, "job-dismiss", "\"id\":\"disk\"", "\"return\"") &&
-      hears (&watcher, "\"null\""), "complete and dismiss");
-
-  must (create ("bad", true, true) == 0, "create");
-  ok (hears (&watcher, "created") && hears (&watcher, "running") &&
-      hears (&watcher, "\"event\":\"BLOCK_JOB_ERROR\",\"data\":{\"device\":"
-             "\"bad\",\"operation\":\"write\",\"action\":\"stop\"}") &&
-      hears (&watcher, "aborting") &&
-      hears (&watcher, "BLOCK_JOB_COMPLETED...\"error\":\"disk full"),
-      "an error is an event");
-  ok (does (&p, "query-block-jobs", "", "\"error\":\"disk full") &&
-      strstr (p.line, "\"io-status\":\"nospace\"") &&
-      does (&p, "block-job-dismiss", "\"id\":\"bad\"", "\"return\""),
-      "and can be looked at afterwards");
-  must (create ("c", false, false) == 0, "create");
-  do
-    must (hears (&watcher, "{"), "event");
-  while (strstr (watcher.line, "running") == NULL);
-  do
-    must (does (&p, "query-jobs", "", "{"), "jobs");
-  while (strstr (p.line, "\"current-progress\":40") == NULL);
-  ok (does (&p, "block-job-cancel", "\"device\":\"c\"", "\"return\"") &&
-      hears (&watcher, "aborting") &&
-      hears (&watcher, "BLOCK_JOB_CANCELLED...\"offset\":40"), "cancel");
-  do
-    must (hears (&watcher, "{"), "event");
-  while (strstr (watcher.line, "\"null\"") == NULL);
+  test_good_job (&p, &watcher);
+  test_bad_job (&p, &watcher);
+  test_cancelled_job (&p, &watcher);
   say (&deaf, "{\"execute\":\"qmp_capabilities\"}");
   ok (hears (&deaf, "{\"return\":{}}"),
       "who has not negotiated gets no events");

@@ -445,6 +445,12 @@ test_cancel (void)
       events_are ("created running aborting CANCELLED concluded null "),
       "a job is cancelled while its source hangs");
   ok (tap_errors == 0, "that is no failure, and not reported");
+}
+
+static void
+test_cancel_paused (void)
+{
+  struct fake fake;
 
   init (&fake);
   must (create (&fake, "a", (struct nc_job_options) {
@@ -457,6 +463,12 @@ test_cancel (void)
       events_are ("created running paused running aborting CANCELLED "
                   "concluded null "),
       "a job that is paused is resumed to be cancelled");
+}
+
+static void
+test_cancel_late (void)
+{
+  struct fake fake;
 
   init (&fake);
   fake.go = true;
@@ -516,7 +528,7 @@ test_pause (void)
 }
 
 static void
-test_errors (void)
+test_report (void)
 {
   struct fake fake;
 
@@ -528,6 +540,12 @@ test_errors (void)
       strstr (info.error, "disk: ") != NULL && is_dismissed (&fake, "a") &&
       events_are ("created running read:report aborting COMPLETED "
                   "concluded null "), "report: an error ends the job");
+}
+
+static void
+test_error_stops (void)
+{
+  struct fake fake;
 
   init (&fake);
   fake.fail_read = EIO;
@@ -549,6 +567,20 @@ test_errors (void)
   init (&fake);
   fake.fail_read = EIO;
   must (create (&fake, "a", (struct nc_job_options) {
+        .on_error = NC_ON_ERROR_STOP }) == 0 &&
+        comes_to ("a", NC_JOB_PAUSED), "create");
+  ok (nc_job_cancel (jobs, "a", true, why) == 0 && is_freed (&fake) &&
+      fake.attempts == 1, "a job that an error stopped is cancelled at once");
+}
+
+static void
+test_error_ignored (void)
+{
+  struct fake fake;
+
+  init (&fake);
+  fake.fail_read = EIO;
+  must (create (&fake, "a", (struct nc_job_options) {
         .on_error = NC_ON_ERROR_IGNORE }) == 0, "create");
   while (fake.attempts < 3)
     usleep (500);
@@ -559,19 +591,27 @@ test_errors (void)
       "ignore: the job goes on trying");
   must (nc_job_cancel (jobs, "a", false, why) == 0 && is_freed (&fake),
         "cancel");
+}
 
-  {
-    uint64_t wait = nc_job_retry_wait (0);
-    bool good = wait <= 100 * MS;
+static void
+test_retry_wait (void)
+{
+  uint64_t wait = nc_job_retry_wait (0);
+  bool good = wait <= 100 * MS;
 
-    for (unsigned tries = 1; tries < 100; tries++) {
-      good = good && nc_job_retry_wait (tries) >= wait;
-      wait = nc_job_retry_wait (tries);
-    }
-    ok (good && wait >= 1000 * (uint64_t) MS && wait <= 5000 * (uint64_t) MS &&
-        nc_job_retry_wait (UINT_MAX) == wait,
-        "what fails again and again is tried every few seconds");
+  for (unsigned tries = 1; tries < 100; tries++) {
+    good = good && nc_job_retry_wait (tries) >= wait;
+    wait = nc_job_retry_wait (tries);
   }
+  ok (good && wait >= 1000 * (uint64_t) MS && wait <= 5000 * (uint64_t) MS &&
+      nc_job_retry_wait (UINT_MAX) == wait,
+      "what fails again and again is tried every few seconds");
+}
+
+static void
+test_full (void)
+{
+  struct fake fake;
 
   init (&fake);
   fake.fail_read = ENOSPC;
@@ -584,14 +624,6 @@ test_errors (void)
   ok (nc_job_resume (jobs, "a", why) == 0 &&
       nc_job_wait (jobs, "a", -1, &info) == 0 && info.failed &&
       is_dismissed (&fake, "a"), "another error ends it");
-
-  init (&fake);
-  fake.fail_read = EIO;
-  must (create (&fake, "a", (struct nc_job_options) {
-        .on_error = NC_ON_ERROR_STOP }) == 0 &&
-        comes_to ("a", NC_JOB_PAUSED), "create");
-  ok (nc_job_cancel (jobs, "a", true, why) == 0 && is_freed (&fake) &&
-      fake.attempts == 1, "a job that an error stopped is cancelled at once");
 }
 
 static void
@@ -992,8 +1024,14 @@ main (void)
   test_failure ();
   test_verbs ();
   test_cancel ();
+  test_cancel_paused ();
+  test_cancel_late ();
   test_pause ();
-  test_errors ();
+  test_report ();
+  test_error_stops ();
+  test_error_ignored ();
+  test_retry_wait ();
+  test_full ();
   test_create ();
   test_exclusion ();
   test_progress ();
