@@ -8,6 +8,7 @@
 
 #include "bitmap.h"
 
+#include "checked.h"
 #include "tap.h"
 
 #define P NC_PAGE_BLOCKS
@@ -74,9 +75,9 @@ test_sizes (void)
 }
 
 static void
-test_states (void)
+test_load (void)
 {
-  uint64_t words[NC_PAGE_WORDS] = { 0 }, copy[NC_PAGE_WORDS];
+  uint64_t words[NC_PAGE_WORDS] = { 0 };
   struct nc_bitmap bm;
 
   make (&bm, 3 * P + 7);
@@ -102,7 +103,19 @@ test_states (void)
   nc_bitmap_load (&bm, 2, words);
   ok (run_is (&bm, 2 * P, 10, NC_RUN_SET, 1),
       "loading a page that is loaded changes nothing");
+  drop (&bm);
+}
 
+static void
+test_set (void)
+{
+  uint64_t words[NC_PAGE_WORDS] = { 1 }, copy[NC_PAGE_WORDS];
+  struct nc_bitmap bm;
+
+  make (&bm, 3 * P + 7);
+  nc_bitmap_load_equal (&bm, 0, false);
+  nc_bitmap_load_equal (&bm, 1, false);
+  nc_bitmap_load (&bm, 2, words);
   nc_bitmap_set (&bm, 3 * P, 7);
   ok (run_is (&bm, 3 * P, 7, NC_RUN_SET, 7),
       "an unloaded last page may be set as a whole");
@@ -127,13 +140,19 @@ test_states (void)
   ok (run_is (&bm, 0, bm.nblocks, NC_RUN_SET, bm.nblocks),
       "all may be set at once");
   drop (&bm);
+}
+
+static void
+test_late_load (void)
+{
+  uint64_t words[NC_PAGE_WORDS] = { 0 }, copy[NC_PAGE_WORDS];
+  struct nc_bitmap bm;
 
   make (&bm, 4 * P);
   nc_bitmap_set (&bm, P, 2 * P);
   ok (run_is (&bm, P, 3 * P, NC_RUN_SET, 2 * P) &&
       run_is (&bm, 0, 1, NC_RUN_UNLOADED, 0),
       "pages covered wholly need not be loaded");
-  memset (words, 0, sizeof words);
   nc_bitmap_load (&bm, 1, words);
   nc_bitmap_load_equal (&bm, 2, false);
   ok (run_is (&bm, P, 2 * P, NC_RUN_SET, 2 * P),
@@ -223,84 +242,111 @@ may_set (const struct nc_bitmap *bm, const bool *loaded, uint64_t blk,
   return true;
 }
 
+/* A bitmap, and what it has to be like. */
+enum { PAGES = 5, N = 4 * P + 100 };
+struct flat {
+  struct nc_bitmap bm;
+  uint8_t model[N];             /* the bits of the file, then all */
+  bool loaded[PAGES];
+};
+
+static void
+flat_init (struct flat *f, uint64_t *seed)
+{
+  memset (f, 0, sizeof *f);
+  make (&f->bm, N);
+  for (unsigned i = 0; i < 60; ++i) {
+    uint64_t b = rnd_below (seed, N);
+
+    memset (f->model + b, 1, nc_bitmap_page_blocks (&f->bm, b / P) < N - b
+            ? rnd_below (seed, 100) % (N - b) : 1);
+  }
+}
+
+static void
+flat_set (struct flat *f, uint64_t blk, uint64_t count)
+{
+  count = nc_min64 (count, N - blk);
+  if (!may_set (&f->bm, f->loaded, blk, count))
+    return;
+  for (uint64_t p = blk / P; p <= (blk + count - 1) / P; ++p)
+    f->loaded[p] = true;
+  nc_bitmap_set (&f->bm, blk, count);
+  memset (f->model + blk, 1, count);
+}
+
+/* Load PAGE, which was found unloaded. */
+static bool
+flat_load (struct flat *f, uint64_t page)
+{
+  uint64_t words[NC_PAGE_WORDS] = { 0 };
+
+  if (f->loaded[page])
+    return note ("page %d was loaded", (int) page);
+  for (unsigned i = 0; i < nc_bitmap_page_blocks (&f->bm, page); ++i)
+    words[i / 64] |= (uint64_t) f->model[page * P + i] << (i % 64);
+  nc_bitmap_load (&f->bm, page, words);
+  f->loaded[page] = true;
+  return true;
+}
+
+/* Whether the run at BLK is right. */
+static bool
+flat_run (struct flat *f, uint64_t blk, uint64_t max)
+{
+  uint64_t n = 1, run;
+  enum nc_bitmap_found found = nc_bitmap_run (&f->bm, blk, max, &run);
+
+  if (found == NC_RUN_UNLOADED)
+    return flat_load (f, blk / P);
+  while (n < max && f->model[blk + n] == f->model[blk] &&
+         f->loaded[(blk + n) / P])
+    n++;
+  return (f->loaded[blk / P] && (found == NC_RUN_SET) == f->model[blk] &&
+          run == n) ||
+    note ("block %u max %u found %d run %u, expected %u", (unsigned) blk,
+          (unsigned) max, found, (unsigned) run, (unsigned) n);
+}
+
+/* Whether the copy of PAGE is right. */
+static bool
+flat_copy (struct flat *f, uint64_t page)
+{
+  uint64_t copy[NC_PAGE_WORDS];
+  enum nc_page_state s = nc_bitmap_copy_page (&f->bm, page, copy);
+  unsigned n = nc_bitmap_page_blocks (&f->bm, page), weight = 0;
+  bool good = true;
+
+  for (unsigned i = 0; i < P; ++i) {
+    good = good && bit (copy, i) == (i < n && f->model[page * P + i]);
+    weight += bit (copy, i);
+  }
+  return good && weight == nc_bitmap_weight (copy) &&
+    s != NC_PAGE_UNLOADED && (s == NC_PAGE_ALL) == (weight == n) &&
+    (s != NC_PAGE_NONE || weight == 0);
+}
+
 static void
 test_random (uint64_t *seed)
 {
-  enum { PAGES = 5, N = 4 * P + 100 };
+  static struct flat f;
   bool good = true;
 
   for (unsigned round = 0; round < 30 && good; ++round) {
-    uint8_t *model = calloc (1, N);     /* the bits of the file, then all */
-    bool loaded[PAGES] = { false };
-    struct nc_bitmap bm;
-
-    must (model != NULL, "calloc");
-    make (&bm, N);
-    for (unsigned i = 0; i < 60; ++i) {
-      uint64_t b = rnd_below (seed, N);
-
-      memset (model + b, 1, nc_bitmap_page_blocks (&bm, b / P) < N - b
-              ? rnd_below (seed, 100) % (N - b) : 1);
-    }
+    flat_init (&f, seed);
     for (unsigned step = 0; step < 400 && good; ++step) {
-      uint64_t blk = rnd_below (seed, N), run;
+      uint64_t blk = rnd_below (seed, N);
       uint64_t max = 1 + rnd_below (seed, N - blk);
-      uint64_t page = blk / P;
-      enum nc_bitmap_found f;
 
-      if (rnd_below (seed, 3) == 0) {
-        uint64_t count = rnd_below (seed, 20) ? 1 + max % 50 : max;
-
-        if (count > N - blk)
-          count = N - blk;
-        if (!may_set (&bm, loaded, blk, count))
-          continue;
-        for (uint64_t p = page; p <= (blk + count - 1) / P; ++p)
-          loaded[p] = true;
-        nc_bitmap_set (&bm, blk, count);
-        memset (model + blk, 1, count);
-        continue;
-      }
-      f = nc_bitmap_run (&bm, blk, max, &run);
-      if (f == NC_RUN_UNLOADED) {
-        uint64_t words[NC_PAGE_WORDS] = { 0 };
-
-        good = !loaded[page] || note ("page %d was loaded", (int) page);
-        for (unsigned i = 0; i < nc_bitmap_page_blocks (&bm, page); ++i)
-          words[i / 64] |= (uint64_t) model[page * P + i] << (i % 64);
-        nc_bitmap_load (&bm, page, words);
-        loaded[page] = true;
-        continue;
-      }
-      {
-        uint64_t n = 1;
-
-        while (n < max && model[blk + n] == model[blk] &&
-               loaded[(blk + n) / P])
-          n++;
-        good = loaded[page] && (f == NC_RUN_SET) == model[blk] && run == n;
-        if (!good)
-          note ("round %u step %u: block %u max %u found %d run %u, "
-                "expected %u", round, step, (unsigned) blk, (unsigned) max,
-                f, (unsigned) run, (unsigned) n);
-      }
+      if (rnd_below (seed, 3) == 0)
+        flat_set (&f, blk, rnd_below (seed, 20) ? 1 + max % 50 : max);
+      else
+        good = flat_run (&f, blk, max) ||
+          note ("round %u step %u", round, step);
     }
     for (uint64_t p = 0; p < PAGES && good; ++p)
-      if (loaded[p]) {
-        uint64_t copy[NC_PAGE_WORDS];
-        enum nc_page_state s = nc_bitmap_copy_page (&bm, p, copy);
-        unsigned n = nc_bitmap_page_blocks (&bm, p), weight = 0;
-
-        for (unsigned i = 0; i < P; ++i) {
-          good = good && bit (copy, i) == (i < n && model[p * P + i]);
-          weight += bit (copy, i);
-        }
-        good = good && weight == nc_bitmap_weight (copy) &&
-          s != NC_PAGE_UNLOADED && (s == NC_PAGE_ALL) == (weight == n) &&
-          (s != NC_PAGE_NONE || weight == 0);
-      }
-    drop (&bm);
-    free (model);
+      good = !f.loaded[p] || flat_copy (&f, p);
+    drop (&f.bm);
   }
   ok (good, "random bits, loads and runs agree with a flat array");
 }
@@ -437,7 +483,9 @@ main (void)
   uint64_t seed = tap_start (60);
 
   test_sizes ();
-  test_states ();
+  test_load ();
+  test_set ();
+  test_late_load ();
   test_walk (&seed);
   test_random (&seed);
   test_threads (seed);
