@@ -187,14 +187,36 @@ check_places (struct fvd_reader *r)
   return 0;
 }
 
+/* Whether the areas are where they may be, and large enough. */
 static int
-read_header (struct fvd_reader *r)
+check_areas (struct fvd_reader *r)
 {
   static const unsigned areas[] = {
     FVD_AT_SUMMARY, FVD_AT_BITMAP, FVD_AT_JOURNAL
   };
+  const uint64_t need[] = {
+    ((r->nblocks + 4031) / 4032 + 2015) / 2016 * 512,
+    (r->nblocks + 4031) / 4032 * 512,
+    16384,
+  };
+
+  for (unsigned i = 0; i < 3; ++i) {
+    uint64_t offset = LE64 (r->header + areas[i]);
+    uint64_t size = LE64 (r->header + areas[i] + 8);
+
+    if (offset % 4096 || size % 4096 || offset < 8192 || size < need[i] ||
+        size > r->file_size || offset > r->file_size - size ||
+        offset + size > r->data_offset)
+      FAIL (r, "area %u: %" PRIu64 " bytes at %" PRIu64, i, size, offset);
+  }
+  return 0;
+}
+
+static int
+read_header (struct fvd_reader *r)
+{
   const uint8_t *h;
-  uint64_t need[3], bits;
+  uint64_t bits;
 
   if (choose_header (r) == -1)
     return -1;
@@ -233,17 +255,8 @@ read_header (struct fvd_reader *r)
 
   r->block = UINT64_C (1) << bits;
   r->nblocks = r->size / r->block + (r->size % r->block != 0);
-  need[1] = (r->nblocks + 4031) / 4032 * 512;
-  need[0] = ((r->nblocks + 4031) / 4032 + 2015) / 2016 * 512;
-  need[2] = 16384;
-  for (unsigned i = 0; i < 3; ++i) {
-    uint64_t offset = LE64 (h + areas[i]), size = LE64 (h + areas[i] + 8);
-
-    if (offset % 4096 || size % 4096 || offset < 8192 || size < need[i] ||
-        size > r->file_size || offset > r->file_size - size ||
-        offset + size > r->data_offset)
-      FAIL (r, "area %u: %" PRIu64 " bytes at %" PRIu64, i, size, offset);
-  }
+  if (check_areas (r) == -1)
+    return -1;
   if (r->data_offset % 4096 || r->data_offset % r->block ||
       r->data_offset > r->file_size)
     FAIL (r, "data area");
