@@ -278,6 +278,7 @@ extern void nc_export_evict (struct nc_export *export, uint64_t offset,
  * nc_export_fetch reads those blocks of the range that are not allocated in
  * the active layer; the rest of BUF is left as it is.  nc_export_store stores
  * in those that still are not, unless a pivot came in between: then nothing.
+ * It returns 1 if it has stored the whole range, 0 if not all of it, or -1.
  * Blocks that are zeros take no storage; BUF NULL: all of them are.
  * The range begins and ends at blocks, or at the end of the disk. */
 struct nc_fetched {

@@ -812,6 +812,8 @@ static int
 store_view (struct nc_export *export, struct nc_layer *active,
             const char *buf, uint64_t offset, uint64_t count)
 {
+  bool all = true;
+
   NC_CLAIM (&export->chain->claims, offset, count);
   for (uint64_t done = 0, run; done < count; done += run) {
     const uint64_t at = offset + done;
@@ -823,8 +825,9 @@ store_view (struct nc_export *export, struct nc_layer *active,
     if (!allocated &&
         store_run (active, buf ? buf + done : NULL, at, run) == -1)
       return -1;
+    all = all && !allocated;
   }
-  return 0;
+  return all;
 }
 
 int

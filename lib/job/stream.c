@@ -271,18 +271,19 @@ store_piece (void *opaque, const struct nc_piece *piece, const void *buf)
     r = nc_export_store (s->disk, NULL, piece->count, piece->offset,
                          &fetched);
     /* There is next to nothing to be made durable, or done again. */
-    if (r == 0)
+    if (r != -1)
       nc_flusher_note (s->flusher, 1);
-    return r;
+    return r == -1 ? -1 : 0;
   }
   began (s, NC_RING_STORE);
   r = nc_export_store (s->disk, buf, piece->count, piece->offset, &fetched);
-  ended (s, NC_RING_STORE, r == 0 ? piece->count : 0);
-  if (r == 0 && s->hooks->passes && !(piece->kind & FIRST))
+  ended (s, NC_RING_STORE, r != -1 ? piece->count : 0);
+  /* What the guest has written stays in the memory. */
+  if (r == 1 && s->hooks->passes && !(piece->kind & FIRST))
     nc_flusher_pass (s->flusher, piece->offset, piece->count);
-  else if (r == 0)
+  else if (r != -1)
     nc_flusher_note (s->flusher, piece->count);
-  return r;
+  return r == -1 ? -1 : 0;
 }
 
 static void

@@ -1105,6 +1105,28 @@ test_errors (void)
   rig_fini (&r);
 }
 
+/* What is populated keeps what a guest has written meanwhile. */
+static void
+test_store (void)
+{
+  uint8_t fetched[2 * 4096], guest[4096];
+  struct nc_fetched from;
+  struct rig r;
+
+  memset (guest, 5, sizeof guest);
+  rig_init (&r, false, 1, 0);
+  must (nc_export_fetch (r.e, fetched, 8192, 0, &from) == 0 &&
+        nc_export_pwrite (r.e, guest, 4096, 4096, 0) == 0, "fetch, write");
+  memcpy (r.flat.data + 4096, guest, 4096);
+  ok (nc_export_store (r.e, fetched, 8192, 0, &from) == 0 &&
+      same (r.e, &r.flat, 0, RIG),
+      "a store of which the guest has written a part says that it is not all");
+  must (nc_export_fetch (r.e, fetched, 8192, 8192, &from) == 0, "fetch");
+  ok (nc_export_store (r.e, fetched, 8192, 8192, &from) == 1 &&
+      same (r.e, &r.flat, 0, RIG), "and another one that it is");
+  rig_fini (&r);
+}
+
 static void
 test_contiguous (void)
 {
@@ -1188,6 +1210,7 @@ main (void)
   test_lower_exports ();
   test_one_extent ();
   test_errors ();
+  test_store ();
   test_contiguous ();
   test_failed_sync ();
   test_failed_zero ();
