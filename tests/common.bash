@@ -302,5 +302,11 @@ assert_same_as ()
   "$harness/oracle" --verify-only --base "$1" "$2"
 }
 
+# in_memory FILE: how many bytes of it the page cache has.
+in_memory ()
+{
+  fincore --bytes --noheadings --output RES "$1" | tr -d ' '
+}
+
 # seed: what random tests depend on, to be set for another run.
 seed=${NBDCHAIN_SEED:-1}

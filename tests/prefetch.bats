@@ -80,6 +80,35 @@ is_local ()
   assert_same_as now.raw "$uri"
 }
 
+@test "what it brings does not stay in the memory of the host, but for the profile" {
+  [ "$(stat -f -c %T .)" != tmpfs ] || skip "the files are memory here"
+  make_remote
+  printf '%s\n' 'nbdchain-profile 1' "size $size" '0 1048576 3145728' >boot
+  "$NBDCHAIN" profile import top.fvd boot
+  prefetch
+  wait_for 30 no_job
+  run -0 in_memory top.fvd
+  [ "$output" -ge 3145728 ]
+  [ "$output" -le 4194304 ]
+  assert_same_as base.raw "$uri"
+}
+
+@test "what the guest writes meanwhile stays there" {
+  [ "$(stat -f -c %T .)" != tmpfs ] || skip "the files are memory here"
+  make_remote
+  prefetch prefetch-start-delay=600
+  kill -STOP "$base"
+  ask x-prefetch-set '{"prefetch-start-delay": 0}' | member D
+  wait_for 20 job_is x-limit source
+  tr '\0-\377' '\1-\377\0' <base.raw >new.raw
+  nbdcopy new.raw "$uri"
+  kill -CONT "$base"
+  wait_for 30 no_job
+  run -0 in_memory top.fvd
+  [ "$output" -ge "$size" ]
+  assert_same_as new.raw "$uri"
+}
+
 @test "it goes on where it was when the server was killed" {
   make_remote
   prefetch prefetch-max-read-throughput=128K

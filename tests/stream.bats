@@ -186,12 +186,6 @@ grows ()
   [ "$first" -lt "$last" ]
 }
 
-# in_memory FILE: how many bytes of it are.
-in_memory ()
-{
-  fincore --bytes --noheadings --output RES "$1" | tr -d ' '
-}
-
 @test "what is copied does not stay in the memory of the host" {
   [ "$(stat -f -c %T .)" != tmpfs ] || skip "the files are memory here"
   make_base base.raw $((64 << 20))

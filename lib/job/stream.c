@@ -279,7 +279,7 @@ store_piece (void *opaque, const struct nc_piece *piece, const void *buf)
   r = nc_export_store (s->disk, buf, piece->count, piece->offset, &fetched);
   ended (s, NC_RING_STORE, r != -1 ? piece->count : 0);
   /* What the guest has written stays in the memory. */
-  if (r == 1 && s->hooks->passes && !(piece->kind & FIRST))
+  if (r == 1 && !(piece->kind & FIRST))
     nc_flusher_pass (s->flusher, piece->offset, piece->count);
   else if (r != -1)
     nc_flusher_note (s->flusher, piece->count);
@@ -601,7 +601,6 @@ job_progress (void *opaque, uint64_t done_bytes, uint64_t total,
 static const struct nc_stream_hooks job_hooks = {
   .unit = job_unit,
   .stands_back = job_stands_back,
-  .passes = true,
   .throttle = job_throttle,
   .failed = job_failed,
   .progress = job_progress,

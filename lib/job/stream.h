@@ -51,10 +51,6 @@ struct nc_stream_hooks {
    * From any thread. */
   bool (*stands_back) (void *opaque);
 
-  /* What is copied, but for what is wanted first, does not stay in the memory
-   * of the host: nobody is expected to read it soon. */
-  bool passes;
-
   /* A read or store begins; it has ended, with COUNT bytes, 0 if it failed.
    * From any thread. */
   void (*began) (void *opaque, enum nc_ring_step step);
