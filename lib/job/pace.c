@@ -14,11 +14,18 @@
 #define SECOND UINT64_C (1000000000)
 #define MILLISECOND UINT64_C (1000000)
 
-/* Of the rate that it has alone, while the guest waits for the source. */
+/* Of the rate that it has alone, while the guest is busy, or waits for the
+ * source.  A quarter is promised. */
+#define PART_BUSY 0.3
 #define PART_WAITS 0.125
 /* Nobody notices this little. */
 #define FLOOR (16.0 * 1024 * 1024)      /* bytes a second */
 #define ALONE_TIME (100 * MILLISECOND)  /* long enough to know a rate */
+#define LATE (2 * MILLISECOND)  /* it may come so, and get its share */
+
+/* A server works on 16 requests of a connection at a time, nbdkit by default
+ * and QEMU always; more of them wait. */
+#define IN_FLIGHT 14
 
 #define RETRY_FIRST (100 * MILLISECOND)
 #define RETRY_LONGEST (30 * SECOND)
@@ -65,9 +72,11 @@ set_policy (struct nc_pace *pace, const struct nc_prefetch_policy *policy)
 
 void
 nc_pace_init (struct nc_pace *pace, const struct nc_prefetch_policy *policy,
-              const struct nc_pace_beside *beside, uint64_t seed, uint64_t now)
+              uint32_t shortest, uint64_t seed, uint64_t now)
 {
-  *pace = (struct nc_pace) { .beside = *beside, .random = seed };
+  *pace = (struct nc_pace) {
+    .shortest = shortest, .random = seed,
+  };
   set_policy (pace, policy);
   pace->start = now + policy->start_delay * SECOND;
   nc_rate_init (&pace->cap, maximal_rate (policy), now);
@@ -88,14 +97,39 @@ nc_pace_set (struct nc_pace *pace, const struct nc_prefetch_policy *policy,
               now + pace->policy.max_pause * MILLISECOND);
 }
 
+/* Bytes a second that are left to us beside the guest; 0: not known. */
+static double
+share (const struct nc_pace *pace, enum nc_pace_guest guest)
+{
+  const double part = pace->alone *
+    (guest == NC_GUEST_BUSY ? PART_BUSY : PART_WAITS);
+
+  return pace->alone > 0 && guest == NC_GUEST_BUSY && part < FLOOR
+    ? FLOOR : part;
+}
+
+/* Beside the guest a step is short, for it is in the way of the guest; but not
+ * so short that more would have to be in flight than a server works on. */
+static uint64_t
+step (const struct nc_pace *pace, enum nc_pace_guest guest, uint64_t way)
+{
+  const double on_the_way = share (pace, guest) * (double) way / SECOND;
+  uint64_t bytes = pace->shortest;
+
+  while (bytes < pace->policy.unit && bytes * IN_FLIGHT < on_the_way)
+    bytes *= 2;
+  return bytes;
+}
+
 /* A rate is held in slices, so a piece should fit in one. */
 uint32_t
-nc_pace_unit (const struct nc_pace *pace, enum nc_pace_guest guest)
+nc_pace_unit (const struct nc_pace *pace, enum nc_pace_guest guest,
+              uint64_t way)
 {
   uint64_t unit = pace->policy.unit;
 
   if (guest != NC_GUEST_IDLE || pace->restrained)
-    unit = nc_min64 (unit, pace->beside.unit);
+    unit = nc_min64 (unit, step (pace, guest, way));
   if (pace->cap.rate)
     unit = nc_min64 (unit, nc_max64 (4096, pace->cap.rate / 10));
   return (uint32_t) unit;
@@ -106,17 +140,6 @@ static uint64_t
 until (uint64_t time, uint64_t now)
 {
   return nc_min64 (time - now, NC_RATE_SLICE);
-}
-
-/* Bytes a second that are left to us beside the guest; 0: not known. */
-static double
-share (const struct nc_pace *pace, enum nc_pace_guest guest)
-{
-  const double part = pace->alone *
-    (guest == NC_GUEST_BUSY ? pace->beside.part : PART_WAITS);
-
-  return pace->alone > 0 && guest == NC_GUEST_BUSY && part < FLOOR
-    ? FLOOR : part;
 }
 
 /* It went on alone: learn how fast that is. */
@@ -138,16 +161,16 @@ note_alone (struct nc_pace *pace, uint64_t count, uint64_t now)
 }
 
 /* It went on beside the guest: say when it may again.  What it came late is
- * made good, but no more than one step. */
+ * made good, but no more than one step, or LATE. */
 static void
 note_beside (struct nc_pace *pace, uint64_t count, double rate, uint64_t now)
 {
   const double step = (double) count * SECOND / rate;
   const uint64_t time = step < SECOND ? (uint64_t) step : SECOND;
 
-  if (pace->next + time < now)
-    pace->next = now - time;
-  pace->next += time;
+  const uint64_t late = nc_max64 (time, LATE);
+
+  pace->next = nc_max64 (pace->next + late, now) - late + time;
   pace->last = 0;
 }
 

@@ -15,7 +15,8 @@
  * that is below its minimum means that others are in need, and then, every
  * other time, it pauses for a random time, so that many on one source do not
  * pulse together.  While the guest is at work it takes a part of the rate
- * that it has alone, in small steps.  No lock and no I/O of its own.
+ * that it has alone, in steps that are as short as the way allows.  No lock
+ * and no I/O of its own.
  */
 #ifndef NC_PACE_H
 #define NC_PACE_H
@@ -41,12 +42,6 @@ enum nc_pace_guest {
   NC_GUEST_WAITS,               /* for the same source as we */
 };
 
-/* What is done while the guest is at work. */
-struct nc_pace_beside {
-  uint32_t unit;                /* bytes at a time, at most */
-  double part;                  /* of the rate alone, if it is busy */
-};
-
 struct nc_pace_measure {
   unsigned under_way;
   uint64_t since;               /* busy is up to date as of then */
@@ -56,7 +51,6 @@ struct nc_pace_measure {
 
 struct nc_pace {
   struct nc_prefetch_policy policy;
-  struct nc_pace_beside beside;
   struct nc_pace_measure measure[2];    /* by nc_pace_op */
   struct nc_rate cap;
   uint64_t start;               /* not before */
@@ -64,6 +58,7 @@ struct nc_pace {
   unsigned pauses;              /* because of a low rate, so far */
   unsigned failures;            /* one after the other */
   uint64_t next;                /* not before, while the guest is at work */
+  uint32_t shortest;            /* bytes at a time then, at least */
   bool restrained;              /* it was, when it last went on */
   uint64_t last;                /* when it last went on alone; 0: never, or
                                    something came in between */
@@ -72,12 +67,12 @@ struct nc_pace {
   uint64_t random;
 };
 
-/* Begin at NOW.  SEED makes the pauses different from those of others. */
+/* Begin at NOW.  SHORTEST: how many bytes to read at a time while the guest is
+ * at work, at least.  SEED makes the pauses different from those of others. */
 extern void nc_pace_init (struct nc_pace *pace,
                           const struct nc_prefetch_policy *policy,
-                          const struct nc_pace_beside *beside,
-                          uint64_t seed, uint64_t now)
-  __attribute__ ((__nonnull__ (1, 2, 3)));
+                          uint32_t shortest, uint64_t seed, uint64_t now)
+  __attribute__ ((__nonnull__ (1, 2)));
 
 /* Another policy from now on; of the start delay, what is left counts. */
 extern void nc_pace_set (struct nc_pace *pace,
@@ -85,9 +80,10 @@ extern void nc_pace_set (struct nc_pace *pace,
                          uint64_t now)
   __attribute__ ((__nonnull__ (1, 2)));
 
-/* How many bytes to read at a time. */
+/* How many bytes to read at a time, where that takes WAY nanoseconds at
+ * least. */
 extern uint32_t nc_pace_unit (const struct nc_pace *pace,
-                              enum nc_pace_guest guest)
+                              enum nc_pace_guest guest, uint64_t way)
   __attribute__ ((__nonnull__ (1)));
 
 /* Whether COUNT bytes may be read, and then written, now.  Returns 0: yes,

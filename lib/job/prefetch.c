@@ -50,11 +50,9 @@ seed (const void *p)
   return t.tv_sec * UINT64_C (1000000000) + t.tv_nsec + (uintptr_t) p;
 }
 
-/* Nobody waits for it.  Half of what is read at a time keeps a processor from
- * the guest for half as long. */
-static const struct nc_pace_beside beside = {
-  .unit = UINT32_C (32) << 10, .part = 2.0 / 7,
-};
+/* Beside the guest.  What is read at a time keeps a processor from it, and
+ * nobody waits for prefetching. */
+#define SHORTEST (UINT32_C (32) << 10)
 
 struct nc_prefetch *
 nc_prefetch_new (const struct nc_prefetch_policy *policy,
@@ -77,7 +75,7 @@ nc_prefetch_new (const struct nc_prefetch_policy *policy,
   }
   pthread_mutex_init (&p->lock, NULL);
   p->policy = *policy;
-  nc_pace_init (&p->pace, policy, &beside, seed (p), nc_now ());
+  nc_pace_init (&p->pace, policy, SHORTEST, seed (p), nc_now ());
   return p;
 }
 
@@ -132,7 +130,7 @@ throttle (void *opaque, uint64_t count)
 }
 
 static uint32_t
-unit (void *opaque)
+unit (void *opaque, uint64_t way)
 {
   struct nc_prefetch *p = opaque;
 
@@ -140,8 +138,8 @@ unit (void *opaque)
   if (p->job == NULL)           /* the stream is being made */
     return p->pace.policy.unit;
   if (nc_stream_is_at_first (p->stream))
-    return nc_pace_unit (&p->pace, NC_GUEST_IDLE);
-  return nc_pace_unit (&p->pace, look_at_guest_locked (p, nc_now ()));
+    return nc_pace_unit (&p->pace, NC_GUEST_IDLE, way);
+  return nc_pace_unit (&p->pace, look_at_guest_locked (p, nc_now ()), way);
 }
 
 static enum nc_pace_op

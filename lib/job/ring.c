@@ -435,6 +435,13 @@ nc_ring_in_flight (struct nc_ring *ring)
   return ring->in_flight;
 }
 
+uint64_t
+nc_ring_way (struct nc_ring *ring)
+{
+  NC_LOCKED (&ring->lock);
+  return ring->window.quickest;
+}
+
 void
 nc_ring_spent (const struct nc_ring *ring, uint64_t *reading,
                uint64_t *storing)

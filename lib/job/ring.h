@@ -99,6 +99,10 @@ extern void nc_ring_set_limit (struct nc_ring *ring, unsigned limit)
 extern unsigned nc_ring_in_flight (struct nc_ring *ring)
   __attribute__ ((__nonnull__ (1)));
 
+/* How many nanoseconds a read takes at least, lately; 0: not known. */
+extern uint64_t nc_ring_way (struct nc_ring *ring)
+  __attribute__ ((__nonnull__ (1)));
+
 /* How many nanoseconds all threads have read and stored so far, from any
  * thread; also in the functions above. */
 extern void nc_ring_spent (const struct nc_ring *ring, uint64_t *reading,

@@ -134,7 +134,8 @@ unit (struct nc_stream *s)
 
   if (s->hooks->unit == NULL)
     return s->piece;
-  bytes = nc_round_down (s->hooks->unit (s->opaque), s->block);
+  bytes = s->hooks->unit (s->opaque, nc_ring_way (s->ring));
+  bytes = nc_round_down (bytes, s->block);
   return nc_min64 (nc_max64 (bytes, s->block), s->piece);
 }
 
@@ -361,7 +362,7 @@ nc_stream_new (struct nc_chain *chain, const char *base,
   s->block = nc_export_block_size (s->disk);
   s->piece = nc_max64 (s->block, NC_RING_PIECE);
   if (hooks->unit)
-    s->piece = nc_min64 (nc_max64 (s->piece, hooks->unit (opaque)),
+    s->piece = nc_min64 (nc_max64 (s->piece, hooks->unit (opaque, 0)),
                          NC_RING_PIECE_MAX);
   nc_export_set_background (s->disk);
   if (check (s) == -1)
@@ -461,6 +462,7 @@ nc_stream_free (struct nc_stream *s)
 /* As a job. */
 
 #define LOOK UINT64_C (100000000)       /* nanoseconds, of all threads */
+#define SHORTEST (UINT32_C (64) << 10)  /* step beside the guest */
 
 static uint64_t
 now (void)
@@ -510,7 +512,7 @@ job_throttle (void *opaque, uint64_t count)
 }
 
 static uint32_t
-job_unit (void *opaque)
+job_unit (void *opaque, uint64_t way)
 {
   struct nc_stream *s = opaque;
   uint64_t speed;
@@ -520,7 +522,7 @@ job_unit (void *opaque)
     return NC_RING_PIECE;
   speed = nc_job_speed (s->job);
   NC_LOCKED (&s->pace_lock);
-  most = nc_pace_unit (&s->pace, look_at_guest_locked (s, now ()));
+  most = nc_pace_unit (&s->pace, look_at_guest_locked (s, now ()), way);
   /* A rate is held in slices, so a piece should fit in one. */
   return speed ? nc_min64 (most, speed / 10) : most;
 }
@@ -660,11 +662,6 @@ static const struct nc_job_type stream_type = {
   .free = job_free,
 };
 
-/* Somebody waits for it: more than a quarter of its rate must be left. */
-static const struct nc_pace_beside beside = {
-  .unit = UINT32_C (64) << 10, .part = 1.0 / 3,
-};
-
 static void
 prepare_job (struct nc_stream *s)
 {
@@ -673,7 +670,7 @@ prepare_job (struct nc_stream *s)
   s->opaque = s;
   s->is_job = true;
   pthread_mutex_init (&s->pace_lock, NULL);
-  nc_pace_init (&s->pace, &policy, &beside, now (), now ());
+  nc_pace_init (&s->pace, &policy, SHORTEST, now (), now ());
 }
 
 /* What the job is made of again after a restart. */

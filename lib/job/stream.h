@@ -43,9 +43,10 @@ struct nc_stream_hooks {
   int (*failed) (void *opaque, enum nc_ring_step step, int err,
                  unsigned tries);
 
-  /* How many bytes to read at a time; asked before each piece, and when the
-   * stream is made: more than that, or NC_RING_PIECE, it will not be. */
-  uint32_t (*unit) (void *opaque);
+  /* How many bytes to read at a time, where a read takes WAY nanoseconds at
+   * least; asked before each piece, and when the stream is made: more than
+   * that, or NC_RING_PIECE, it will not be. */
+  uint32_t (*unit) (void *opaque, uint64_t way);
 
   /* Whether what is about to be read comes behind the guest (standback.h).
    * From any thread. */

@@ -24,9 +24,6 @@
 #define PIECE (64 << 10)
 
 static const struct nc_prefetch_policy nothing;
-static const struct nc_pace_beside beside = {
-  .unit = PIECE, .part = 1.0 / 3,
-};
 
 /* A source that brings RATE bytes a second, one piece at a time. */
 struct source {
@@ -44,7 +41,7 @@ source_init (struct source *s, const struct nc_prefetch_policy *policy,
   *s = (struct source) {
     .now = 1000 * SECOND, .rate = rate, .shortest = UINT64_MAX,
   };
-  nc_pace_init (&s->pace, policy, &beside, seed, s->now);
+  nc_pace_init (&s->pace, policy, PIECE, seed, s->now);
 }
 
 /* Prefetch until T has passed, beside GUEST. */
@@ -114,13 +111,13 @@ test_rates (uint64_t seed)
   nc_pace_set (&s.pace, &policy, s.now);
   ok (is_about (rate_of (&s, 10 * SECOND, NC_GUEST_IDLE), 5 * MB),
       "that of writing, too");
-  ok (nc_pace_unit (&s.pace, NC_GUEST_IDLE) == 5 * MB / 10,
+  ok (nc_pace_unit (&s.pace, NC_GUEST_IDLE, 0) == 5 * MB / 10,
       "what is read at a time fits in a slice");
   ok (is_about (rate_of (&s, 10 * SECOND, NC_GUEST_BUSY), 5 * MB),
       "a low one also beside the guest");
   nc_pace_set (&s.pace, &nothing, s.now);
   ok (is_about (rate_of (&s, SECOND, NC_GUEST_IDLE), 400 * MB) &&
-      nc_pace_unit (&s.pace, NC_GUEST_IDLE) == NC_PACE_UNIT,
+      nc_pace_unit (&s.pace, NC_GUEST_IDLE, 0) == NC_PACE_UNIT,
       "and no limit is none");
 }
 
@@ -135,20 +132,66 @@ test_guest (uint64_t seed)
   ok (nc_pace_wait (&s.pace, PIECE, NC_GUEST_BUSY, s.now, &why) == 0,
       "beside a guest it first finds out what the source can do");
   pass (&s, SECOND, NC_GUEST_IDLE);
-  ok (is_about (rate_of (&s, 10 * SECOND, NC_GUEST_BUSY), 100 * MB) &&
+  ok (is_about (rate_of (&s, 10 * SECOND, NC_GUEST_BUSY),
+                300 * MB * 0.3) &&
       s.waits[NC_LIMIT_GUEST] > 0,
-      "then it takes a third while the guest is busy");
+      "then it takes three tenths while the guest is busy");
   ok (is_about (rate_of (&s, 10 * SECOND, NC_GUEST_WAITS), 300.0 * MB / 8),
       "and less while the guest waits for the source");
-  ok (nc_pace_unit (&s.pace, NC_GUEST_BUSY) == beside.unit,
+  ok (nc_pace_unit (&s.pace, NC_GUEST_BUSY, 0) == PIECE,
       "in small pieces");
-  wait = nc_pace_wait (&s.pace, PIECE, NC_GUEST_WAITS, s.now, &why);
-  ok (wait > 0 && why == NC_LIMIT_GUEST &&
+  do
+    wait = nc_pace_wait (&s.pace, PIECE, NC_GUEST_WAITS, s.now, &why);
+  while (wait == 0);
+  ok (why == NC_LIMIT_GUEST &&
       nc_pace_wait_urgent (&s.pace, PIECE, s.now, &why) == 0,
       "but what the guest needs soon does not wait for the guest");
   ok (nc_pace_wait (&s.pace, PIECE, NC_GUEST_IDLE, s.now, &why) == 0 &&
       is_about (rate_of (&s, SECOND, NC_GUEST_IDLE), 300 * MB),
       "it takes all as soon as the guest is idle");
+}
+
+/* The rate beside the guest over a WAY, to a server that works on 16 requests
+ * at a time, by somebody who is LATE whenever he has waited; *STEP is the last
+ * one. */
+static double
+rate_over (struct source *s, uint64_t way, uint64_t late, uint32_t *step)
+{
+  const uint64_t since = s->now, end = since + 10 * SECOND;
+  uint64_t ends[16] = { 0 }, bytes = 0;
+
+  for (unsigned i = 0; s->now < end; i = (i + 1) % 16) {
+    enum nc_job_limit why;
+    uint64_t wait;
+
+    *step = nc_pace_unit (&s->pace, NC_GUEST_BUSY, way);
+    while ((wait = nc_pace_wait (&s->pace, *step, NC_GUEST_BUSY, s->now,
+                                 &why)) > 0)
+      s->now += wait + late;
+    s->now = nc_max64 (s->now, ends[i]);
+    ends[i] = s->now + way;
+    bytes += *step;
+  }
+  return (double) bytes * SECOND / (double) (s->now - since);
+}
+
+static void
+test_steps (uint64_t seed)
+{
+  const double share = 1000 * MB * 0.3;
+  struct source s;
+  uint32_t step;
+
+  source_init (&s, &nothing, 1000 * MB, seed);
+  pass (&s, SECOND, NC_GUEST_IDLE);
+  ok (is_about (rate_over (&s, MS / 5, 0, &step), share) && step == PIECE,
+      "over a short way it takes its share in the shortest steps");
+  ok (is_about (rate_over (&s, 5 * MS, 0, &step), share) &&
+      step == 2 * PIECE, "over a longer one in longer ones");
+  ok (is_about (rate_over (&s, 20 * MS, 0, &step), share) &&
+      step == NC_PACE_UNIT, "as long as they may be at all");
+  ok (is_about (rate_over (&s, MS / 5, MS, &step), share),
+      "it gets it also if it always comes a little late");
 }
 
 static void
@@ -208,7 +251,7 @@ test_average (void)
   struct nc_pace pace;
   uint64_t now = SECOND;
 
-  nc_pace_init (&pace, &policy, &beside, 1, now);
+  nc_pace_init (&pace, &policy, PIECE, 1, now);
   read_once (&pace, &now, 10 * MB, 199 * MS);
   ok (nc_pace_measured (&pace, NC_PACE_READ) == 0,
       "a rate is known after the time that is set");
@@ -238,7 +281,7 @@ test_failures (void)
   uint64_t now = SECOND, wait, before = 0, most = 0;
   bool good = true;
 
-  nc_pace_init (&pace, &nothing, &beside, 1, now);
+  nc_pace_init (&pace, &nothing, PIECE, 1, now);
   for (unsigned i = 0; i < 20; ++i) {
     wait = nc_pace_failed (&pace, now);
     good = good && wait > 0 && wait <= 30 * SECOND &&
@@ -526,6 +569,7 @@ main (void)
 
   test_rates (rnd (&seed));
   test_guest (rnd (&seed));
+  test_steps (rnd (&seed));
   test_minimum (rnd (&seed));
   test_average ();
   test_failures ();
