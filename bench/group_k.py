@@ -9,6 +9,7 @@ measured.  What the guest may feel is the larger of a factor and of an
 addend to the p99 of the same server without the job.
 """
 
+import concurrent.futures
 import os
 import time
 
@@ -31,6 +32,8 @@ LIMIT = 32 << 20                # bytes per second
 LIMIT_SECONDS = 2
 SETTLE_SECONDS = 0.3            # the slice it is set in, and what is in flight
 LONGER = 2                      # than other cells: a p99 of few is noise
+LOOK_SECONDS = 0.05             # from one look at the job to the next
+LEAVE_SECONDS = 0.3             # that fio takes to end, at most
 # What the p99 may be: times what it was, or so many microseconds more.
 STREAM_MAY = 2, 100
 PREFETCH_MAY = 1.5, 60
@@ -97,25 +100,43 @@ class _Prefetch:
         self.qmp.run("job-resume", id=self.name)
 
 
-def _progress(qmp, job, work):
-    """Bytes a second by which JOB goes on while work () runs, from one
-    step of it to another; and what that returns."""
+def _alone(qmp, job, seconds):
+    """Bytes a second by which JOB goes on, from one step to another."""
     start = qmp.wait_beyond(job, qmp.offset(job))
     began = time.monotonic()
-    value = work()
+    time.sleep(seconds)
     end = qmp.wait_beyond(job, qmp.offset(job))
-    return (end - start) / (time.monotonic() - began), value
+    return (end - start) / (time.monotonic() - began)
+
+
+def _beside(bench, server, qmp, job):
+    """Returns (bytes a second by which JOB goes on while the guest reads,
+    the guest's p99).
+
+    fio takes a while to start, in which the guest is idle, so what counts is
+    found from its end."""
+    looks = []
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        guest = pool.submit(_guest, bench, server)
+        while not guest.done():
+            looks.append((time.monotonic(), qmp.offset(job)))
+            time.sleep(LOOK_SECONDS)
+        end = time.monotonic()
+    looks = [look for look in looks if LEAVE_SECONDS < end - look[0] <
+             bench.seconds * LONGER]
+    (began, start), (ended, now) = looks[0], looks[-1]
+    return (now - start) / (ended - began), guest.result()
 
 
 def _during_job(bench, server, qmp, job):
     """Returns (rate without a guest, with one, its p99, rate with a
     limit)."""
     qmp.wait_beyond(job, LOCAL)
-    alone, _ = _progress(qmp, job, lambda: time.sleep(bench.seconds))
-    beside, p99 = _progress(qmp, job, lambda: _guest(bench, server))
+    alone = _alone(qmp, job, bench.seconds)
+    beside, p99 = _beside(bench, server, qmp, job)
     qmp.run("block-job-set-speed", device=job, speed=LIMIT)
     time.sleep(SETTLE_SECONDS)
-    limited, _ = _progress(qmp, job, lambda: time.sleep(LIMIT_SECONDS))
+    limited = _alone(qmp, job, LIMIT_SECONDS)
     return alone, beside, p99, limited
 
 
