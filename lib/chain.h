@@ -283,6 +283,7 @@ extern void nc_export_evict (struct nc_export *export, uint64_t offset,
  * The range begins and ends at blocks, or at the end of the disk. */
 struct nc_fetched {
   const struct nc_view *view;   /* under which it was read */
+  bool nothing;                 /* all was allocated: no layer was asked */
 };
 extern int nc_export_fetch (struct nc_export *export, void *buf,
                             size_t count, uint64_t offset,

@@ -847,18 +847,22 @@ nc_export_store (struct nc_export *export, const void *buf, uint64_t count,
 
 static int
 fetch_view (struct nc_export *export, struct nc_view *view, char *buf,
-            uint64_t count, uint64_t offset, struct attempt *a)
+            uint64_t count, uint64_t offset, struct nc_fetched *fetched,
+            struct attempt *a)
 {
   struct nc_layer *active = view->layers[0];
 
+  *fetched = (struct nc_fetched) { .view = view, .nothing = true };
   for (uint64_t done = 0, run; done < count; done += run) {
     bool allocated;
 
     if (active->format->run (active, offset + done, count - done,
                              &allocated, &run) == -1)
       return -1;
-    if (!allocated &&
-        read_view (export, view, buf + done, run, offset + done, a) == -1)
+    if (allocated)
+      continue;
+    fetched->nothing = false;
+    if (read_view (export, view, buf + done, run, offset + done, a) == -1)
       return -1;
   }
   return 0;
@@ -873,8 +877,7 @@ fetch (struct nc_export *export, void *buf, uint64_t count, uint64_t offset,
 
   if (view == NULL)
     return -1;
-  fetched->view = view;
-  r = fetch_view (export, view, buf, count, offset, a);
+  r = fetch_view (export, view, buf, count, offset, fetched, a);
   leave (export, view, NC_VIEW_READ);
   return r;
 }

@@ -272,12 +272,14 @@ read_piece (struct nc_ring *ring, struct nc_piece *piece, char *buf)
 {
   uint64_t since, time, run;
   unsigned tries = 0;
+  int r;
 
   for (;;) {
     since = nc_now ();
     run = current_run (ring);
     nc_error_forget ();
-    if (ring->ops->read (ring->opaque, piece, buf) == 0)
+    r = ring->ops->read (ring->opaque, piece, buf);
+    if (r != -1)
       break;
     if (!once_more (ring, NC_RING_READ, run, &tries))
       return false;
@@ -285,7 +287,8 @@ read_piece (struct nc_ring *ring, struct nc_piece *piece, char *buf)
   time = nc_now () - since;
   ring->time_reading += time;
   NC_LOCKED (&ring->lock);
-  nc_window_note (&ring->window, time);
+  if (r == 0)
+    nc_window_note (&ring->window, time);
   wake_next_locked (ring);
   return true;
 }

@@ -254,9 +254,10 @@ read_piece (void *opaque, struct nc_piece *piece, void *buf)
   began (s, NC_RING_READ);
   r = nc_export_fetch (s->disk, buf, piece->count, piece->offset, &fetched);
   ended (s, NC_RING_READ, r == 0 ? piece->count : 0);
-  if (r == 0)
-    piece->context = fetched.view;
-  return r;
+  if (r == -1)
+    return -1;
+  piece->context = fetched.view;
+  return fetched.nothing;
 }
 
 static int

@@ -1122,8 +1122,11 @@ test_store (void)
       same (r.e, &r.flat, 0, RIG),
       "a store of which the guest has written a part says that it is not all");
   must (nc_export_fetch (r.e, fetched, 8192, 8192, &from) == 0, "fetch");
-  ok (nc_export_store (r.e, fetched, 8192, 8192, &from) == 1 &&
+  ok (!from.nothing &&
+      nc_export_store (r.e, fetched, 8192, 8192, &from) == 1 &&
       same (r.e, &r.flat, 0, RIG), "and another one that it is");
+  ok (nc_export_fetch (r.e, fetched, 8192, 8192, &from) == 0 &&
+      from.nothing, "after that there is nothing to be fetched");
   rig_fini (&r);
 }
 

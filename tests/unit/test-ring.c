@@ -292,6 +292,39 @@ test_sleep (uint64_t *seed)
   free (c);
 }
 
+/* Of every other piece nothing is left to be read. */
+static int
+read_half (void *opaque, struct nc_piece *piece, void *buf)
+{
+  const int r = read_piece (opaque, piece, buf);
+
+  if (r == 0 && piece->offset % 2)
+    return 1;
+  usleep (1000);
+  return r;
+}
+
+static void
+test_way (uint64_t *seed)
+{
+  struct nc_ring_ops half = ops;
+  struct copy *c = copy_new (seed);
+  const uint64_t plan = c->seed;
+  struct nc_ring *ring;
+
+  half.read = read_half;
+  ring = nc_ring_new (&half, c, PIECE);
+  must (ring != NULL, "ring");
+  ok (nc_ring_way (ring) == 0, "before anything is read no way is known");
+  ok (nc_ring_run (ring) == 0 && is_copied (c, plan),
+      "what need not be read any more is stored like the rest");
+  ok (nc_ring_way (ring) >= 1000000,
+      "and is not taken for a short way (%llu ns)",
+      (unsigned long long) nc_ring_way (ring));
+  nc_ring_free (ring);
+  free (c);
+}
+
 static void
 test_together (uint64_t *seed)
 {
@@ -466,6 +499,7 @@ main (void)
   test_copy (&seed, 1);
   test_copy (&seed, 3);
   test_sleep (&seed);
+  test_way (&seed);
   test_together (&seed);
   test_errors (&seed, NC_RING_PLAN, "planning");
   test_errors (&seed, NC_RING_READ, "a read");
