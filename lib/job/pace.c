@@ -97,26 +97,36 @@ nc_pace_set (struct nc_pace *pace, const struct nc_prefetch_policy *policy,
               now + pace->policy.max_pause * MILLISECOND);
 }
 
+/* Bytes a second of those that we have alone; 0: not known. */
+static double
+part (const struct nc_pace *pace, enum nc_pace_guest guest)
+{
+  return pace->alone * (guest == NC_GUEST_WAITS ? PART_WAITS : PART_BUSY);
+}
+
 /* Bytes a second that are left to us beside the guest; 0: not known. */
 static double
 share (const struct nc_pace *pace, enum nc_pace_guest guest)
 {
-  const double part = pace->alone *
-    (guest == NC_GUEST_BUSY ? PART_BUSY : PART_WAITS);
+  const double rate = part (pace, guest);
 
-  return pace->alone > 0 && guest == NC_GUEST_BUSY && part < FLOOR
-    ? FLOOR : part;
+  return rate > 0 && rate < FLOOR && guest == NC_GUEST_BUSY ? FLOOR : rate;
 }
 
 /* Beside the guest a step is short, for it is in the way of the guest; but not
- * so short that more would have to be in flight than a server works on. */
+ * so short that more would have to be in flight than a server works on.  Where
+ * a link is so slow that steps take long for their length, there is no need
+ * for longer ones: so the floor does not count. */
 static uint64_t
-step (const struct nc_pace *pace, enum nc_pace_guest guest, uint64_t way)
+step_beside (const struct nc_pace *pace, enum nc_pace_guest guest,
+             uint64_t way)
 {
-  const double on_the_way = share (pace, guest) * (double) way / SECOND;
+  const double on_the_way = part (pace, guest) * (double) way / SECOND;
+  const uint32_t slots = pace->policy.slots;
+  const uint32_t in_flight = slots && slots < IN_FLIGHT ? slots : IN_FLIGHT;
   uint64_t bytes = pace->shortest;
 
-  while (bytes < pace->policy.unit && bytes * IN_FLIGHT < on_the_way)
+  while (bytes < pace->policy.unit && bytes * in_flight < on_the_way)
     bytes *= 2;
   return bytes;
 }
@@ -129,7 +139,7 @@ nc_pace_unit (const struct nc_pace *pace, enum nc_pace_guest guest,
   uint64_t unit = pace->policy.unit;
 
   if (guest != NC_GUEST_IDLE || pace->restrained)
-    unit = nc_min64 (unit, step (pace, guest, way));
+    unit = nc_min64 (unit, step_beside (pace, guest, way));
   if (pace->cap.rate)
     unit = nc_min64 (unit, nc_max64 (4096, pace->cap.rate / 10));
   return (uint32_t) unit;
@@ -161,13 +171,13 @@ note_alone (struct nc_pace *pace, uint64_t count, uint64_t now)
 }
 
 /* It went on beside the guest: say when it may again.  What it came late is
- * made good, but no more than one step, or LATE. */
+ * made good, but no more than one step, or LATE, which may be several at a
+ * time. */
 static void
 note_beside (struct nc_pace *pace, uint64_t count, double rate, uint64_t now)
 {
   const double step = (double) count * SECOND / rate;
   const uint64_t time = step < SECOND ? (uint64_t) step : SECOND;
-
   const uint64_t late = nc_max64 (time, LATE);
 
   pace->next = nc_max64 (pace->next + late, now) - late + time;

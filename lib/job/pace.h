@@ -68,7 +68,8 @@ struct nc_pace {
 };
 
 /* Begin at NOW.  SHORTEST: how many bytes to read at a time while the guest is
- * at work, at least.  SEED makes the pauses different from those of others. */
+ * at work, at least, unless the policy says less.  SEED makes the pauses
+ * different from those of others. */
 extern void nc_pace_init (struct nc_pace *pace,
                           const struct nc_prefetch_policy *policy,
                           uint32_t shortest, uint64_t seed, uint64_t now)

@@ -192,6 +192,23 @@ test_steps (uint64_t seed)
       step == NC_PACE_UNIT, "as long as they may be at all");
   ok (is_about (rate_over (&s, MS / 5, MS, &step), share),
       "it gets it also if it always comes a little late");
+  /* What is in flight waits for what is before it, which is no way. */
+  source_init (&s, &nothing, 4 * MB, seed);
+  pass (&s, SECOND, NC_GUEST_IDLE);
+  ok (nc_pace_unit (&s.pace, NC_GUEST_BUSY, 300 * MS) == PIECE,
+      "over a slow link steps are short, however long they take");
+}
+
+static void
+test_slots (uint64_t seed)
+{
+  const struct nc_prefetch_policy policy = { .slots = 2 };
+  struct source s;
+
+  source_init (&s, &policy, 100 * MB, seed);
+  pass (&s, SECOND, NC_GUEST_IDLE);
+  ok (nc_pace_unit (&s.pace, NC_GUEST_BUSY, 20 * MS) == 8 * PIECE,
+      "with few slots steps are longer");
 }
 
 static void
@@ -570,6 +587,7 @@ main (void)
   test_rates (rnd (&seed));
   test_guest (rnd (&seed));
   test_steps (rnd (&seed));
+  test_slots (rnd (&seed));
   test_minimum (rnd (&seed));
   test_average ();
   test_failures ();
