@@ -97,6 +97,8 @@ is_local ()
   [ "$(stat -f -c %T .)" != tmpfs ] || skip "the files are memory here"
   make_remote
   prefetch prefetch-start-delay=600
+  # It knows what to read first.
+  wait_for 20 job_is x-limit delay
   kill -STOP "$base"
   ask x-prefetch-set '{"prefetch-start-delay": 0}' | member D
   wait_for 20 job_is x-limit source

@@ -43,8 +43,11 @@
 /* Stored under one claim. */
 #define ZEROS_MAX (UINT64_C (256) << 20)
 
-/* Besides NC_MISSING_*, in the kind of a piece: it is wanted first. */
+/* Besides NC_MISSING_*, in the kind of a piece: it is wanted first; the sweep
+ * brings it, and perhaps what is wanted first brought it just before. */
 #define FIRST 4u
+#define TWICE 8u
+#define MISSING 3u
 
 struct nc_stream {
   struct nc_chain *chain;
@@ -71,7 +74,7 @@ struct nc_stream {
   struct nc_fetched looked;     /* under which view */
 
   struct nc_stream_count count; /* these two: under the ring's lock */
-  uint64_t first_done;
+  _Atomic (uint64_t) first_done;        /* but to be read without it */
 
   struct nc_job *job;           /* when it is one, under the same: */
   uint64_t spent_reading, spent_storing;
@@ -178,6 +181,21 @@ next_pass (struct nc_stream *s)
   return true;
 }
 
+/* Whether PIECE, of the sweep, has something that is wanted first and may still
+ * be under way. */
+static bool
+may_be_twice (const struct nc_stream *s, const struct nc_piece *piece)
+{
+  uint64_t offset, end;
+
+  for (size_t i = 0; i < s->n_first && s->first_done < s->first_size; ++i) {
+    blocks_of (s, &s->first[i], &offset, &end);
+    if (offset < piece->offset + piece->count && piece->offset < end)
+      return true;
+  }
+  return false;
+}
+
 static int
 next (void *opaque, struct nc_piece *piece)
 {
@@ -207,7 +225,10 @@ next (void *opaque, struct nc_piece *piece)
   piece->offset = s->offset;
   piece->count = nc_min64 (end - s->offset, most);
   piece->read = piece->kind == NC_MISSING_DATA;
-  piece->kind |= s->is_sweeping ? 0 : FIRST;
+  if (!s->is_sweeping)
+    piece->kind |= FIRST;
+  else if (may_be_twice (s, piece))
+    piece->kind |= TWICE;
   piece->context = s->looked.view;
   s->offset += piece->count;
   /* A piece that was cut ends before what was looked at last. */
@@ -267,7 +288,7 @@ store_piece (void *opaque, const struct nc_piece *piece, const void *buf)
   const struct nc_fetched fetched = { .view = piece->context };
   int r;
 
-  if ((piece->kind & ~FIRST) == NC_MISSING_NOTHING)
+  if ((piece->kind & MISSING) == NC_MISSING_NOTHING)
     return 0;
   if (!piece->read) {
     r = nc_export_store (s->disk, NULL, piece->count, piece->offset,
@@ -280,8 +301,8 @@ store_piece (void *opaque, const struct nc_piece *piece, const void *buf)
   began (s, NC_RING_STORE);
   r = nc_export_store (s->disk, buf, piece->count, piece->offset, &fetched);
   ended (s, NC_RING_STORE, r != -1 ? piece->count : 0);
-  /* What the guest has written stays in the memory. */
-  if (r == 1 && !(piece->kind & FIRST))
+  /* What the guest has written, or wants first, stays in the memory. */
+  if (r == 1 && !(piece->kind & (FIRST | TWICE)))
     nc_flusher_pass (s->flusher, piece->offset, piece->count);
   else if (r != -1)
     nc_flusher_note (s->flusher, piece->count);
@@ -293,11 +314,11 @@ done (void *opaque, const struct nc_piece *piece)
 {
   struct nc_stream *s = opaque;
 
-  const unsigned kind = piece->kind & ~FIRST;
+  const unsigned kind = piece->kind & MISSING;
   uint64_t so_far;
 
   /* What was there already is seen again by the sweep. */
-  if (kind != NC_MISSING_NOTHING || kind == piece->kind)
+  if (kind != NC_MISSING_NOTHING || !(piece->kind & FIRST))
     *(kind == NC_MISSING_DATA ? &s->count.copied
       : kind == NC_MISSING_ZEROS ? &s->count.zero
       : &s->count.local) += piece->count;
