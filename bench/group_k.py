@@ -19,6 +19,7 @@ from cells import FEW_ROUNDS
 from contenders import BY_ID
 from images import PIECE
 from qmp import Qmp
+from servers import CellError
 from table import Group
 
 TITLE = "Guest reads of local data while a job runs"
@@ -70,9 +71,13 @@ def _fill(server):
         client.flush()
 
 
+def _seconds(bench):
+    """How long the guest reads."""
+    return max(bench.seconds * LONGER, 2 * LEAVE_SECONDS)
+
+
 def _guest(bench, server):
-    return fio.run(JOB, server.uri, LOCAL,
-                   bench.seconds * LONGER).p99_us
+    return fio.run(JOB, server.uri, LOCAL, _seconds(bench)).p99_us
 
 
 class _Stream:
@@ -122,10 +127,13 @@ def _beside(bench, server, qmp, job):
             looks.append((time.monotonic(), qmp.offset(job)))
             time.sleep(LOOK_SECONDS)
         end = time.monotonic()
-    looks = [look for look in looks if LEAVE_SECONDS < end - look[0] <
-             bench.seconds * LONGER]
+    p99 = guest.result()
+    looks = [look for look in looks
+             if LEAVE_SECONDS < end - look[0] < _seconds(bench)]
+    if len(looks) < 2:
+        raise CellError("the guest read for too short a time to take a rate")
     (began, start), (ended, now) = looks[0], looks[-1]
-    return (now - start) / (ended - began), guest.result()
+    return (now - start) / (ended - began), p99
 
 
 def _during_job(bench, server, qmp, job):
