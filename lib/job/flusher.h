@@ -27,8 +27,8 @@ extern void nc_flusher_note (struct nc_flusher *flusher, uint64_t count)
   __attribute__ ((__nonnull__ (1)));
 
 /* COUNT bytes at OFFSET of the disk were stored, of which the same is true, and
- * which nobody reads soon: once they are in storage they leave the memory, up to
- * a second later, with what a guest has written there by then. */
+ * which nobody reads soon: once they are in storage they leave the memory, a
+ * second later at most, with what a guest has written there by then. */
 extern void nc_flusher_pass (struct nc_flusher *flusher, uint64_t offset,
                              uint64_t count)
   __attribute__ ((__nonnull__ (1)));
