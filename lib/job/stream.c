@@ -322,8 +322,10 @@ done (void *opaque, const struct nc_piece *piece)
     *(kind == NC_MISSING_DATA ? &s->count.copied
       : kind == NC_MISSING_ZEROS ? &s->count.zero
       : &s->count.local) += piece->count;
-  if (piece->kind & FIRST)
-    so_far = s->first_done += piece->count;
+  if (piece->kind & FIRST) {
+    s->first_done += piece->count;
+    so_far = s->first_done;
+  }
   else
     so_far = s->first_size + piece->offset + piece->count;
   if (s->hooks->progress)
