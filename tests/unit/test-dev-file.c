@@ -595,7 +595,8 @@ test_flusher_bound (struct nc_export *e)
   nc_flusher_note (flusher, NC_FLUSHER_BYTES);
   while (fail.syncs == 0)
     usleep (1000);
-  evicted.times = evicted.end = 0;
+  evicted.times = 0;
+  evicted.end = 0;
   for (off_t offset = 0; offset < all; offset += NC_FLUSHER_STEP) {
     const unsigned before = fail.writes_out;
 
