@@ -89,23 +89,30 @@ is_local ()
   wait_for 30 no_job
   run -0 in_memory top.fvd
   [ "$output" -ge 3145728 ]
-  [ "$output" -le 4194304 ]
+  # The sweep may have read it, too, with what is around it.
+  [ "$output" -le $((6 << 20)) ]
   assert_same_as base.raw "$uri"
 }
 
 @test "what the guest writes meanwhile stays there" {
   [ "$(stat -f -c %T .)" != tmpfs ] || skip "the files are memory here"
-  make_remote
+  make_base base.raw "$size"
+  serve_raw base base.raw
+  start flaky "$peers/flaky" --calm --control control "$PWD/flaky.sock" \
+    "$PWD/base.sock"
+  wait_for 20 test -S flaky.sock
+  allow="nbd+unix:///?socket=$PWD/flaky.sock"
+  "$NBDCHAIN" create -b "$allow" -F raw --journal-size 16K top.fvd >/dev/null
   prefetch prefetch-start-delay=600
   # It knows what to read first.
   wait_for 20 job_is x-limit delay
-  kill -STOP "$base"
+  echo stall >control
   ask x-prefetch-set '{"prefetch-start-delay": 0}' | member D
   wait_for 20 job_is x-limit source
   tr '\0-\377' '\1-\377\0' <base.raw >new.raw
   nbdcopy new.raw "$uri"
-  kill -CONT "$base"
-  wait_for 30 no_job
+  echo go >control
+  wait_for 60 no_job
   run -0 in_memory top.fvd
   [ "$output" -ge "$size" ]
   assert_same_as new.raw "$uri"
