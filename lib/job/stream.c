@@ -43,11 +43,11 @@
 /* Stored under one claim. */
 #define ZEROS_MAX (UINT64_C (256) << 20)
 
-/* Besides NC_MISSING_*, in the kind of a piece: it is wanted first; the sweep
- * brings it, and perhaps what is wanted first brought it just before. */
-#define FIRST 4u
-#define TWICE 8u
-#define MISSING 3u
+/* In the kind of a piece. */
+#define MISSING 3u              /* NC_MISSING_* */
+#define FIRST 4u                /* it is wanted first */
+#define TWICE 8u                /* it is the sweep's, and something of it was
+                                   wanted first and may be under way */
 
 struct nc_stream {
   struct nc_chain *chain;
