@@ -216,6 +216,18 @@ serve_raw ()
   serve_by "$name" "$NBDKIT" -f -r -t 1 -- file "$@"
 }
 
+# serve_relayed FILE: at $remote, by a relay that does what is written to the
+# file "control", as peers/flaky says.
+serve_relayed ()
+{
+  serve_raw base "$1"
+  start flaky "$peers/flaky" --calm --control control "$PWD/flaky.sock" \
+    "$PWD/base.sock"
+  wait_for 20 test -S flaky.sock
+  # shellcheck disable=SC2034           # for the tests
+  remote="nbd+unix:///?socket=$PWD/flaky.sock"
+}
+
 # serve_by NAME NBDKIT... -- PLUGIN ARGUMENT...: the socket is NAME.sock.
 serve_by ()
 {

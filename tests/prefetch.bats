@@ -97,11 +97,8 @@ is_local ()
 @test "what the guest writes meanwhile stays there" {
   [ "$(stat -f -c %T .)" != tmpfs ] || skip "the files are memory here"
   make_base base.raw "$size"
-  serve_raw base base.raw
-  start flaky "$peers/flaky" --calm --control control "$PWD/flaky.sock" \
-    "$PWD/base.sock"
-  wait_for 20 test -S flaky.sock
-  allow="nbd+unix:///?socket=$PWD/flaky.sock"
+  serve_relayed base.raw
+  allow=$remote
   "$NBDCHAIN" create -b "$allow" -F raw --journal-size 16K top.fvd >/dev/null
   prefetch prefetch-start-delay=600
   # It knows what to read first.

@@ -619,11 +619,7 @@ for n, message in enumerate(("QMP", "return", "return")):
 
 @test "the source is gone for a while: local data is served, and it goes on" {
   make_base base.raw "$size"
-  serve_raw base base.raw
-  start flaky "$peers/flaky" --calm --control control "$PWD/flaky.sock" \
-    "$PWD/base.sock"
-  wait_for 20 test -S flaky.sock
-  remote="nbd+unix:///?socket=$PWD/flaky.sock"
+  serve_relayed base.raw
   make_overlay top.fvd "$remote"
   # More than a busy machine may keep the source from its work.
   serve top.fvd --control qmp --allow "$remote" --retry 4
@@ -651,11 +647,7 @@ for n, message in enumerate(("QMP", "return", "return")):
 
 @test "a source that hangs keeps neither pause nor cancel, nor another stream" {
   make_base base.raw "$size"
-  serve_raw base base.raw
-  start flaky "$peers/flaky" --calm --control control "$PWD/flaky.sock" \
-    "$PWD/base.sock"
-  wait_for 20 test -S flaky.sock
-  remote="nbd+unix:///?socket=$PWD/flaky.sock"
+  serve_relayed base.raw
   make_overlay top.fvd "$remote"
   serve top.fvd --control qmp --allow "$remote" --retry 0
   server=$pid
@@ -679,11 +671,7 @@ for n, message in enumerate(("QMP", "return", "return")):
 
 @test "a server that is stopped while its source hangs ends at once" {
   make_base base.raw "$size"
-  serve_raw base base.raw
-  start flaky "$peers/flaky" --calm --control control "$PWD/flaky.sock" \
-    "$PWD/base.sock"
-  wait_for 20 test -S flaky.sock
-  remote="nbd+unix:///?socket=$PWD/flaky.sock"
+  serve_relayed base.raw
   make_overlay top.fvd "$remote"
   serve top.fvd --control qmp --allow "$remote" --retry 0
   server=$pid
