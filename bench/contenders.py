@@ -24,10 +24,12 @@ ALL = [
     Contender("qsd-extl2", "QSD extended_l2", "qcow2-extl2"),
     Contender("qsd-raw", "QSD raw", "raw"),
     Contender("remote", "remote, direct", "raw"),
+    Contender("proxy", "nbdkit nbd", "raw"),
     Contender("cow", "nbdkit cow", "raw"),
     Contender("cache", "nbdkit cache", "raw"),
     Contender("copy-on-read", "nbdchain copy-on-read", "fvd", ours=True),
     Contender("prefetch", "nbdchain prefetch", "fvd", ours=True),
+    Contender("reads", "reads, thrown away", "fvd", ours=True),
     Contender("profile", "nbdchain with a profile", "fvd", ours=True),
     Contender("local", "nbdchain, base local", "fvd", ours=True),
     Contender("qsd-cor", "QSD copy-on-read", "qcow2"),
@@ -126,6 +128,8 @@ def over_remote(contender, image, far, sock, threads, build):
     """The command that serves on SOCK what is far, a socket.  It is the
     backing of IMAGE; nbdkit's filters have no image, but a file of their
     own."""
+    if contender.id == "proxy":
+        return _nbdkit(sock, threads, "nbd", f"socket={far}")
     if contender.id in ("cow", "cache"):
         return _nbdkit(sock, threads, f"--filter={contender.id}", "nbd",
                        f"socket={far}", f"{contender.id}-on-read=true")

@@ -13,10 +13,10 @@ from servers import CellError
 # connections: each has a queue of depth; fsync: a flush every so many
 # writes, 0 for none; once: bytes to write, each block at most once,
 # instead of a run for a given time; cold: read no block twice, which can
-# end the run before its time.
+# end the run before its time; rate: bytes a second at most, 0 for no limit.
 Job = collections.namedtuple(
-    "Job", "name rw block depth connections fsync once cold",
-    defaults=(1, 0, 0, False))
+    "Job", "name rw block depth connections fsync once cold rate",
+    defaults=(1, 0, 0, False, 0))
 
 # p99, p999: completion latency; flush_p99: of the flushes, 0 for none.
 Outcome = collections.namedtuple(
@@ -31,6 +31,8 @@ def command(job, uri, size, seconds):
             "--randseed=20261121", "--output-format=json"]
     if job.fsync:
         argv.append(f"--fsync={job.fsync}")
+    if job.rate:
+        argv.append(f"--rate={job.rate}")
     if job.once:
         argv.append(f"--io_size={job.once}")
     else:

@@ -3,10 +3,15 @@
 """Group K, manners: what a guest feels of a job, and the job of a guest.
 
 The guest reads 4 KiB at a time, at random, from the part of the disk that
-is local.  Meanwhile a job brings in the rest, a stream or, in the last
-column, prefetching: so much that it does not end while anything is
-measured.  What the guest may feel is the larger of a factor and of an
-addend to the p99 of the same server without the job.
+is local.  Meanwhile a job brings in the rest, a stream or prefetching: so
+much that it does not end while anything is measured.  What the guest may
+feel is the larger of a factor and of an addend to the p99 of the same
+server without the job; that is measured before and after, for the machine
+may be busier at one time than at another.
+
+In the last column there is no job: fio reads the remote at the rate that
+prefetching is to keep at least, and throws away what it reads.  No job can
+cost the guest less on a machine where the remote's server runs, too.
 """
 
 import concurrent.futures
@@ -23,18 +28,20 @@ from servers import CellError
 from table import Group
 
 TITLE = "Guest reads of local data while a job runs"
-CONTENDERS = ["qsd", "chain", "prefetch"]
+CONTENDERS = ["qsd", "chain", "prefetch", "reads"]
 REFERENCE = BY_ID["qsd"]
 DELAYS = (5, 0)
 SIZE = 16 << 30                 # of the disk
 LOCAL = 64 << 20                # of it, from its start
-JOB = fio.Job("4k randread QD1", "randread", "4k", 1)
+GUEST = fio.Job("4k randread QD1", "randread", "4k", 1)
+READS = fio.Job("reads", "read", "64k", 16)
 LIMIT = 32 << 20                # bytes per second
 LIMIT_SECONDS = 2
 SETTLE_SECONDS = 0.3            # the slice it is set in, and what is in flight
 LONGER = 2                      # than other cells: a p99 of few is noise
 LOOK_SECONDS = 0.05             # from one look at the job to the next
-LEAVE_SECONDS = 0.3             # that fio takes to end, at most
+LEAVE_SECONDS = 0.3             # that fio takes to start, or end, at most
+KEEPS = 0.25                    # of its rate, that a job has alone
 # What the p99 may be: times what it was, or so many microseconds more.
 STREAM_MAY = 2, 100
 PREFETCH_MAY = 1.5, 60
@@ -48,6 +55,10 @@ def kept(delay):
     return f"{delay} ms: rate of the job beside the guest, of alone"
 
 
+def alone(delay):
+    return f"{delay} ms: rate of the job alone"
+
+
 def off(delay):
     return f"{delay} ms: rate of the job at 32 MiB/s, off by"
 
@@ -57,7 +68,7 @@ def _metrics(group, delay):
         (f"{delay} ms: p99 without the job", "µs", "↓"),
         (f"{delay} ms: p99 beside the job", "µs", "↓"),
         (allowed(delay), "×", "↓"),
-        (f"{delay} ms: rate of the job alone", "MiB/s", "↑"),
+        (alone(delay), "MiB/s", "↑"),
         (kept(delay), "×", "↑"),
         (off(delay), "×", "↓"))]
 
@@ -77,35 +88,10 @@ def _seconds(bench):
 
 
 def _guest(bench, server):
-    return fio.run(JOB, server.uri, LOCAL, _seconds(bench)).p99_us
+    return fio.run(GUEST, server.uri, LOCAL, _seconds(bench)).p99_us
 
 
-class _Stream:
-    """A stream that has yet to be started."""
-
-    name = "stream"
-
-    def __init__(self, qmp):
-        self.qmp = qmp
-
-    def start(self):
-        self.qmp.run("block-stream", device="disk", job_id=self.name)
-
-
-class _Prefetch:
-    """Prefetching began with the server: it is held until it is wanted."""
-
-    name = "prefetch"
-
-    def __init__(self, qmp):
-        self.qmp = qmp
-        qmp.run("job-pause", id=self.name)
-
-    def start(self):
-        self.qmp.run("job-resume", id=self.name)
-
-
-def _alone(qmp, job, seconds):
+def _rate(qmp, job, seconds):
     """Bytes a second by which JOB goes on, from one step to another."""
     start = qmp.wait_beyond(job, qmp.offset(job))
     began = time.monotonic()
@@ -115,8 +101,8 @@ def _alone(qmp, job, seconds):
 
 
 def _beside(bench, server, qmp, job):
-    """Returns (bytes a second by which JOB goes on while the guest reads,
-    the guest's p99).
+    """Returns (the guest's p99, bytes a second by which JOB goes on while
+    the guest reads).
 
     fio takes a while to start, in which the guest is idle, so what counts is
     found from its end."""
@@ -133,43 +119,100 @@ def _beside(bench, server, qmp, job):
     if len(looks) < 2:
         raise CellError("the guest read for too short a time to take a rate")
     (began, start), (ended, now) = looks[0], looks[-1]
-    return (now - start) / (ended - began), p99
+    return p99, (now - start) / (ended - began)
 
 
-def _during_job(bench, server, qmp, job):
-    """Returns (rate without a guest, with one, its p99, rate with a
-    limit)."""
-    qmp.wait_beyond(job, LOCAL)
-    alone = _alone(qmp, job, bench.seconds)
-    beside, p99 = _beside(bench, server, qmp, job)
-    qmp.run("block-job-set-speed", device=job, speed=LIMIT)
-    time.sleep(SETTLE_SECONDS)
-    limited = _alone(qmp, job, LIMIT_SECONDS)
-    return alone, beside, p99, limited
+class _Job:
+    """What is brought in while the guest reads.  Made before anything of
+    the disk is local."""
+
+    name = None
+
+    def __init__(self, qmp):
+        self.qmp = qmp
+
+    def start(self):
+        raise NotImplementedError
+
+    def beside_guest(self, bench, server):
+        """The guest's p99, and the job's figures as the metrics have
+        them."""
+        self.start()
+        self.qmp.wait_beyond(self.name, LOCAL)
+        rate = _rate(self.qmp, self.name, bench.seconds)
+        p99, beside = _beside(bench, server, self.qmp, self.name)
+        self.qmp.run("block-job-set-speed", device=self.name, speed=LIMIT)
+        time.sleep(SETTLE_SECONDS)
+        limited = _rate(self.qmp, self.name, LIMIT_SECONDS)
+        self.qmp.run("block-job-cancel", device=self.name, force=True)
+        return p99, rate / (1 << 20), beside / rate, abs(limited / LIMIT - 1)
 
 
-def _measure_server(bench, contender, server):
-    prefetch = contender.id == "prefetch"
-    factor, addend = PREFETCH_MAY if prefetch else STREAM_MAY
-    with Qmp(bench.path("control")) as qmp:
-        job = (_Prefetch if prefetch else _Stream)(qmp)
-        _fill(server)
-        before = _guest(bench, server)
-        job.start()
-        alone, beside, p99, limited = _during_job(bench, server, qmp,
-                                                  job.name)
-        qmp.run("block-job-cancel", device=job.name, force=True)
-    return (before, p99, p99 / max(before * factor, before + addend),
-            alone / (1 << 20), beside / alone, abs(limited / LIMIT - 1))
+class _Stream(_Job):
+    name = "stream"
+
+    def start(self):
+        self.qmp.run("block-stream", device="disk", job_id=self.name)
 
 
-def _measure_one(bench, contender, delay):
+class _Prefetch(_Job):
+    """It began with the server, and is held until it is wanted."""
+
+    name = "prefetch"
+
+    def __init__(self, qmp):
+        super().__init__(qmp)
+        qmp.run("job-pause", id=self.name)
+
+    def start(self):
+        self.qmp.run("job-resume", id=self.name)
+
+
+class _Reads:
+    """No job: reads of REMOTE, so many bytes a second."""
+
+    def __init__(self, remote, rate):
+        self.remote = remote
+        self.job = READS._replace(rate=round(rate))
+
+    def beside_guest(self, bench, server):
+        with concurrent.futures.ThreadPoolExecutor(1) as pool:
+            reads = pool.submit(fio.run, self.job, self.remote.uri, SIZE,
+                                _seconds(bench) + 3 * LEAVE_SECONDS)
+            time.sleep(LEAVE_SECONDS)
+            p99 = _guest(bench, server)
+        reads.result()
+        return (p99,)
+
+
+def _job(contender, group, delay, remote, qmp):
+    if contender.id == "reads":
+        rates = group.metrics[alone(delay)].got("prefetch")
+        if not rates:
+            raise CellError("prefetching has no rate to read at a part of")
+        return _Reads(remote, rates[-1] * (1 << 20) * KEEPS)
+    return (_Prefetch if contender.id == "prefetch" else _Stream)(qmp)
+
+
+def _measure_server(bench, server, job):
+    factor, addend = STREAM_MAY if isinstance(job, _Stream) else PREFETCH_MAY
+    _fill(server)
+    before = _guest(bench, server)
+    p99, *of_job = job.beside_guest(bench, server)
+    without = (before + _guest(bench, server)) / 2
+    return (without, p99, p99 / max(without * factor, without + addend),
+            *of_job)
+
+
+def _measure_one(bench, group, contender, delay):
     remote = bench.remote(delay, SIZE)
     image = bench.sets.over_remote(contender.kind, remote.uri, SIZE)
     try:
         server = bench.serve_over(contender, image, remote, control=True)
         server.wait_ready()
-        values = _measure_server(bench, contender, server)
+        with Qmp(bench.path("control")) as qmp:
+            job = _job(contender, group, delay, remote, qmp)
+            values = _measure_server(bench, server, job)
         server.stop()
         remote.stop()
     finally:
@@ -182,7 +225,7 @@ def _measure(bench, group, contender, delay):
     metrics = _metrics(group, delay)
     values = [None] * len(metrics)
     try:
-        values = _measure_one(bench, contender, delay)
+        values = _measure_one(bench, group, contender, delay)
     finally:
         for metric, value in zip(metrics, values):
             metric.add(contender, value)

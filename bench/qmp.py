@@ -69,9 +69,11 @@ class Qmp:
         return None
 
     def offset(self, name):
-        """How far the job NAME has come, which must not have ended."""
+        """How far the job NAME has come, which must be at work.  One that
+        was resumed just now may still have the status "paused"."""
         job = self.job(name)
-        if not job or job["status"] not in ("created", "running"):
+        if not job or job["paused"] or \
+                job["status"] not in ("created", "running", "paused"):
             raise CellError(f"job {name} does not run: {job}")
         return job["offset"]
 
