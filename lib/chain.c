@@ -682,6 +682,16 @@ nc_chain_is_writable (const struct nc_chain *chain)
   return chain->writable;
 }
 
+bool
+nc_chain_has_remote (struct nc_chain *chain)
+{
+  struct nc_view *view = nc_view_pin (&chain->views);
+  const bool has = nc_view_has_remote (view);
+
+  nc_view_unpin (&chain->views, view);
+  return has;
+}
+
 size_t
 nc_chain_n_layers (struct nc_chain *chain)
 {

@@ -104,6 +104,8 @@ extern bool nc_chain_is_writable (const struct nc_chain *chain)
  * reported.  A name stays valid until the chain is closed. */
 extern size_t nc_chain_n_layers (struct nc_chain *chain)
   __attribute__ ((__nonnull__ (1)));
+extern bool nc_chain_has_remote (struct nc_chain *chain)
+  __attribute__ ((__nonnull__ (1)));
 extern const char *nc_chain_layer_name (struct nc_chain *chain, size_t i)
   __attribute__ ((__nonnull__ (1)));
 
@@ -243,6 +245,13 @@ extern int nc_export_pread (struct nc_export *export, void *buf,
                             size_t count, uint64_t offset)
   __attribute__ ((__nonnull__ (1, 2)));
 
+/* The same for who is no client, and wants to know how often it was *ASKED, as
+ * in struct nc_fetched. */
+extern int nc_export_pread_asked (struct nc_export *export, void *buf,
+                                  size_t count, uint64_t offset,
+                                  unsigned *asked)
+  __attribute__ ((__nonnull__ (1, 2, 5)));
+
 enum {
   NC_REQ_FUA = 1,               /* durable when it returns */
   NC_REQ_MAY_TRIM = 2,          /* zero: may give the storage back */
@@ -283,7 +292,9 @@ extern void nc_export_evict (struct nc_export *export, uint64_t offset,
  * The range begins and ends at blocks, or at the end of the disk. */
 struct nc_fetched {
   const struct nc_view *view;   /* under which it was read */
-  bool nothing;                 /* all was allocated: no layer was asked */
+  unsigned asked;               /* how often, one time after the other: the
+                                   remotes of the chain, or, where it has
+                                   none, its layers.  0: all was there */
 };
 extern int nc_export_fetch (struct nc_export *export, void *buf,
                             size_t count, uint64_t offset,

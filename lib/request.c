@@ -55,6 +55,7 @@ struct attempt {
   struct nc_view *view;         /* that has it; pinned, NULL: not */
   uint64_t offset;              /* where it needed that, for the message */
   bool waited;
+  unsigned asked, asked_remote; /* layers, how often */
   struct timespec deadline;     /* set when it first asks a remote */
 };
 
@@ -65,6 +66,13 @@ set_deadline (const struct nc_export *export, struct attempt *a)
     clock_gettime (CLOCK_MONOTONIC, &a->deadline);
     a->deadline.tv_sec += export->chain->retry;
   }
+}
+
+/* As in struct nc_fetched. */
+static unsigned
+times_asked (const struct nc_view *view, const struct attempt *a)
+{
+  return nc_view_has_remote (view) ? a->asked_remote : a->asked;
 }
 
 /* Waiting. */
@@ -163,6 +171,7 @@ start_over (struct nc_export *export, struct attempt *a)
   export->waiting--;
   nc_view_unpin (&export->chain->views, a->view);
   a->view = NULL;
+  a->asked = a->asked_remote = 0;
   return r == 0;
 }
 
@@ -258,8 +267,11 @@ read_layer (struct nc_export *export, struct nc_view *view, int i, char *buf,
   }
   layer = view->layers[i];
   counts = layer->dev->remote && !export->background;
-  if (layer->dev->remote)
+  a->asked++;
+  if (layer->dev->remote) {
+    a->asked_remote++;
     set_deadline (export, a);
+  }
   if (counts)
     export->chain->cold_reads++;
   r = layer->format->pread (layer, buf, count, offset);
@@ -288,9 +300,10 @@ read_view (struct nc_export *export, struct nc_view *view, char *buf,
   return 0;
 }
 
+/* ASKED as for nc_export_pread_asked, or NULL. */
 static int
 read_plainly (struct nc_export *export, char *buf, uint64_t count,
-              uint64_t offset, struct attempt *a)
+              uint64_t offset, struct attempt *a, unsigned *asked)
 {
   struct nc_view *view;
   int r;
@@ -300,6 +313,8 @@ read_plainly (struct nc_export *export, char *buf, uint64_t count,
     if (view == NULL)
       return -1;
     r = read_view (export, view, buf, count, offset, a);
+    if (asked)
+      *asked = times_asked (view, a);
     leave (export, view, NC_VIEW_READ);
   } while (r == -1 && start_over (export, a));
   return r;
@@ -366,7 +381,7 @@ read_with (struct nc_export *export, struct nc_cold *cold, char *buf,
       if (n > 0)
         continue;
       n = run;
-      if (read_plainly (export, buf, n, offset, &a) == -1)
+      if (read_plainly (export, buf, n, offset, &a, NULL) == -1)
         return -1;
     }
   }
@@ -386,7 +401,16 @@ nc_export_pread (struct nc_export *export, void *buf, size_t count,
 
   nc_guest_note (&export->chain->guest);
   return cold ? read_with (export, cold, buf, count, offset)
-    : read_plainly (export, buf, count, offset, &a);
+    : read_plainly (export, buf, count, offset, &a, NULL);
+}
+
+int
+nc_export_pread_asked (struct nc_export *export, void *buf, size_t count,
+                       uint64_t offset, unsigned *asked)
+{
+  struct attempt a = { 0 };
+
+  return read_plainly (export, buf, count, offset, &a, asked);
 }
 
 /* Writing. */
@@ -852,7 +876,6 @@ fetch_view (struct nc_export *export, struct nc_view *view, char *buf,
 {
   struct nc_layer *active = view->layers[0];
 
-  *fetched = (struct nc_fetched) { .view = view, .nothing = true };
   for (uint64_t done = 0, run; done < count; done += run) {
     bool allocated;
 
@@ -861,10 +884,12 @@ fetch_view (struct nc_export *export, struct nc_view *view, char *buf,
       return -1;
     if (allocated)
       continue;
-    fetched->nothing = false;
     if (read_view (export, view, buf + done, run, offset + done, a) == -1)
       return -1;
   }
+  *fetched = (struct nc_fetched) {
+    .view = view, .asked = times_asked (view, a),
+  };
   return 0;
 }
 

@@ -22,6 +22,7 @@
 #include <stdatomic.h>
 #include <stdlib.h>
 
+#include "dev/dev.h"
 #include "layer.h"
 #include "map.h"
 #include "report.h"
@@ -208,6 +209,15 @@ nc_views_publish (struct nc_views *views, struct nc_layer **layers,
   views->all = view;
   views->current = view;
   return 0;
+}
+
+bool
+nc_view_has_remote (const struct nc_view *view)
+{
+  for (size_t i = 0; i < view->n; ++i)
+    if (view->layers[i]->dev->remote)
+      return true;
+  return false;
 }
 
 /* Threads are dealt to the counters in the order in which they come. */

@@ -74,6 +74,9 @@ extern int nc_views_publish (struct nc_views *views,
                              bool writable)
   __attribute__ ((__nonnull__ (1, 2)));
 
+extern bool nc_view_has_remote (const struct nc_view *view)
+  __attribute__ ((__nonnull__ (1)));
+
 /* Enter the current view; NULL with errno ESHUTDOWN while stopping.  Never
  * blocks. */
 extern struct nc_view *nc_view_enter (struct nc_views *views,

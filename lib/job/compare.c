@@ -216,16 +216,15 @@ read_piece (void *opaque, struct nc_piece *piece, void *buf)
   struct differences *d = (void *) piece->context;
   char *a = piece->kind & READ_A ? buf : NULL;
   char *b = piece->kind & READ_B ? (char *) buf + PIECE_MAX : NULL;
+  const int asked = nc_sides_read (&c->a, a, &c->b, b, piece->count,
+                                   piece->offset);
 
-  if (a && nc_side_read (&c->a, a, piece->count, piece->offset) == -1)
-    return -1;
-  if (b && nc_side_read (&c->b, b, piece->count, piece->offset) == -1)
-    return -1;
-  if (scan (d, a, b, piece->count, piece->offset, c->opts->all) == -1)
+  if (asked == -1 ||
+      scan (d, a, b, piece->count, piece->offset, c->opts->all) == -1)
     return -1;
   if (d->n > 0 && !c->opts->all)
     c->stop = true;
-  return 0;
+  return asked;
 }
 
 static int

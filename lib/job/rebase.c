@@ -113,9 +113,8 @@ read_piece (void *opaque, struct nc_piece *piece, void *buf)
 {
   struct rebase *r = opaque;
 
-  return nc_side_read (&r->old, buf, piece->count, piece->offset) == -1
-    ? -1 : nc_side_read (&r->new, (char *) buf + PIECE_MAX, piece->count,
-                         piece->offset);
+  return nc_sides_read (&r->old, buf, &r->new, (char *) buf + PIECE_MAX,
+                        piece->count, piece->offset);
 }
 
 static bool

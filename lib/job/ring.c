@@ -287,8 +287,8 @@ read_piece (struct nc_ring *ring, struct nc_piece *piece, char *buf)
   time = nc_now () - since;
   ring->time_reading += time;
   NC_LOCKED (&ring->lock);
-  if (r == 0)
-    nc_window_note (&ring->window, time);
+  if (r > 0)
+    nc_window_note (&ring->window, time / (unsigned) r);
   wake_next_locked (ring);
   return true;
 }

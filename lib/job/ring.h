@@ -53,10 +53,10 @@ struct nc_ring_ops {
    * is no error, when the ring has been interrupted. */
   int (*throttle) (void *opaque, uint64_t count);
 
-  /* Read PIECE into BUF.  Returns 1 where there was nothing to be read any
-   * more: how long that took says nothing about the source.  When the ring is
-   * interrupted it is not waited for; what it brings is then stored after the
-   * ring has been run again. */
+  /* Read PIECE into BUF.  Returns how often the source was asked, one time
+   * after the other, or -1.  0: it was not; then how long that took says
+   * nothing about the source.  When the ring is interrupted it is not waited
+   * for; what it brings is then stored after the ring has been run again. */
   int (*read) (void *opaque, struct nc_piece *piece, void *buf);
 
   /* Store PIECE; BUF is NULL if it is not read. */

@@ -24,6 +24,7 @@ nc_side_open (struct nc_side *side, struct nc_chain *chain)
 {
   side->chain = chain;
   side->size = nc_chain_size (chain);
+  side->has_remote = nc_chain_has_remote (chain);
   nc_extents_init (&side->extents, 0, 0);
   side->export = nc_export_open (chain, "", 0);
   return side->export ? 0 : -1;
@@ -82,14 +83,34 @@ nc_side_zero (struct nc_side *side, int layer, uint64_t offset, bool *zero,
   return 0;
 }
 
-int
-nc_side_read (struct nc_side *side, void *buf, size_t count, uint64_t offset)
+/* Returns how often a source was asked. */
+static int
+read_side (struct nc_side *side, void *buf, size_t count, uint64_t offset)
 {
   const size_t n = offset >= side->size ? 0
     : nc_min64 (count, side->size - offset);
+  unsigned asked = 0;
 
   memset ((char *) buf + n, 0, count - n);
-  return n == 0 ? 0 : nc_export_pread (side->export, buf, n, offset);
+  if (n > 0 &&
+      nc_export_pread_asked (side->export, buf, n, offset, &asked) == -1)
+    return -1;
+  return asked;
+}
+
+int
+nc_sides_read (struct nc_side *a, void *buf_a, struct nc_side *b, void *buf_b,
+               size_t count, uint64_t offset)
+{
+  const bool remote = a->has_remote || b->has_remote;
+  const int in_a = buf_a ? read_side (a, buf_a, count, offset) : 0;
+  const int in_b = buf_b && in_a != -1 ? read_side (b, buf_b, count, offset)
+    : 0;
+
+  if (in_a == -1 || in_b == -1)
+    return -1;
+  return (a->has_remote == remote ? in_a : 0) +
+    (b->has_remote == remote ? in_b : 0);
 }
 
 static size_t

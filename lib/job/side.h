@@ -22,6 +22,7 @@ struct nc_side {
   struct nc_chain *chain;       /* NULL: a disk of zeros */
   struct nc_export *export;
   uint64_t size;                /* zeros behind; may be made less */
+  bool has_remote;
   struct nc_extents extents;    /* known ahead */
   size_t extent;                /* the one asked for last */
 };
@@ -47,10 +48,12 @@ extern int nc_side_zero (struct nc_side *side, int layer, uint64_t offset,
                          bool *zero, uint64_t *run)
   __attribute__ ((__nonnull__ (1, 4, 5)));
 
-/* Read, with zeros behind the end. */
-extern int nc_side_read (struct nc_side *side, void *buf, size_t count,
-                         uint64_t offset)
-  __attribute__ ((__nonnull__ (1, 2)));
+/* Read the sides A and B, into NULL not, with zeros behind their ends.
+ * Returns what .read of a ring does; where a side has a remote, only such
+ * sides count. */
+extern int nc_sides_read (struct nc_side *a, void *buf_a, struct nc_side *b,
+                          void *buf_b, size_t count, uint64_t offset)
+  __attribute__ ((__nonnull__ (1, 3)));
 
 /* Which layers are the same on both sides. */
 struct nc_shared {

@@ -278,7 +278,7 @@ read_piece (void *opaque, struct nc_piece *piece, void *buf)
   if (r == -1)
     return -1;
   piece->context = fetched.view;
-  return fetched.nothing;
+  return fetched.asked;
 }
 
 static int

@@ -791,11 +791,10 @@ struct rig {
 };
 enum { RIG = 10 * 4096 + 1000 };
 
+/* An image, empty, of the size of a rig. */
 static void
-rig_init (struct rig *r, bool remote, unsigned retry, unsigned max_waiting)
+fvd_disk_init (struct mem_disk *disk)
 {
-  struct nc_layer **layers = calloc (2, sizeof *layers);
-  struct nc_layer_options opts = { .writable = true, .memory_fd = -1 };
   struct nc_backing backing = {
     .present = true, .ref = (char *) "base", .format = (char *) "raw",
     .identity = (char *) "", .size = RIG,
@@ -804,22 +803,34 @@ rig_init (struct rig *r, bool remote, unsigned retry, unsigned max_waiting)
     .size = RIG, .block_bits = 12, .journal_size = 16384,
     .backing = &backing,
   };
-  uint64_t file_size = 0, seed = 1;
+  uint64_t file_size = 0;
   struct nc_dev *dev;
   nc_uuid uuid;
 
-  must (layers && nc_fvd_file_size (&c, &file_size) == 0, "size");
-  mem_disk_init (&r->top_disk, file_size);
+  must (nc_fvd_file_size (&c, &file_size) == 0, "size");
+  mem_disk_init (disk, file_size);
+  dev = mem_dev_open (disk, true);
+  must (nc_uuid_generate (&uuid) == 0 &&
+        nc_fvd_create (dev, &c, &uuid) == 0, "nc_fvd_create");
+  nc_dev_close (dev);
+}
+
+static void
+rig_init (struct rig *r, bool remote, unsigned retry, unsigned max_waiting)
+{
+  struct nc_layer **layers = calloc (2, sizeof *layers);
+  struct nc_layer_options opts = { .writable = true, .memory_fd = -1 };
+  struct nc_dev *dev;
+  uint64_t seed = 1;
+
+  must (layers != NULL, "calloc");
+  fvd_disk_init (&r->top_disk);
   mem_disk_init (&r->base_disk, RIG);
   random_bytes (r->base_disk.data, RIG, &seed);
   r->flat.size = RIG;
   r->flat.data = malloc (RIG);
   must (r->flat.data != NULL, "malloc");
   memcpy (r->flat.data, r->base_disk.data, RIG);
-  dev = mem_dev_open (&r->top_disk, true);
-  must (nc_uuid_generate (&uuid) == 0 &&
-        nc_fvd_create (dev, &c, &uuid) == 0, "nc_fvd_create");
-  nc_dev_close (dev);
 
   fault_init (&r->top);
   fault_init (&r->base);
@@ -1122,12 +1133,66 @@ test_store (void)
       same (r.e, &r.flat, 0, RIG),
       "a store of which the guest has written a part says that it is not all");
   must (nc_export_fetch (r.e, fetched, 8192, 8192, &from) == 0, "fetch");
-  ok (!from.nothing &&
+  ok (from.asked == 1 &&
       nc_export_store (r.e, fetched, 8192, 8192, &from) == 1 &&
       same (r.e, &r.flat, 0, RIG), "and another one that it is");
   ok (nc_export_fetch (r.e, fetched, 8192, 8192, &from) == 0 &&
-      from.nothing, "after that there is nothing to be fetched");
+      from.asked == 0, "after that there is nothing to be fetched");
   rig_fini (&r);
+}
+
+/* Put an image between the layers of R, which holds the block at 4096. */
+static void
+rig_put_between (struct rig *r, struct mem_disk *disk)
+{
+  const struct nc_view *view = r->chain->views.current;
+  struct nc_layer_options opts = { .writable = true, .memory_fd = -1 };
+  struct nc_layer **layers = calloc (3, sizeof *layers);
+  struct iovec iov = { r->flat.data + 4096, 4096 };
+  struct nc_layer *middle;
+
+  fvd_disk_init (disk);
+  middle = nc_layer_open (&nc_format_fvd, mem_dev_open (disk, true), "middle",
+                          &opts);
+  must (layers && middle &&
+        middle->format->pwritev (middle, &iov, 1, 4096) == 0 &&
+        middle->format->set_allocated (middle, 4096, 4096) == 0, "middle");
+  middle->name = strdup ("middle");
+  layers[0] = view->layers[0];
+  layers[1] = middle;
+  layers[2] = view->layers[1];
+  must (nc_views_publish (&r->chain->views, layers, 3, true) == 0, "publish");
+}
+
+/* How long a fetch took says something about a source only if it was asked. */
+static void
+test_asked (void)
+{
+  static const struct { uint64_t at, count; unsigned remote, local; } t[] = {
+    { 0, 3 * 4096, 2, 3 }, { 4096, 4096, 0, 1 }, { 8192, 4096, 1, 1 },
+  };
+  uint8_t buf[3 * 4096];
+
+  for (int remote = 0; remote < 2; ++remote) {
+    struct nc_fetched from;
+    struct mem_disk disk;
+    unsigned asked = 0;
+    bool good = true;
+    struct rig r;
+
+    rig_init (&r, remote, 1, 0);
+    rig_put_between (&r, &disk);
+    for (size_t i = 0; i < sizeof t / sizeof *t; ++i)
+      good = nc_export_fetch (r.e, buf, t[i].count, t[i].at, &from) == 0 &&
+        memcmp (buf, r.flat.data + t[i].at, t[i].count) == 0 &&
+        nc_export_pread_asked (r.e, buf, t[i].count, t[i].at, &asked) == 0 &&
+        from.asked == (remote ? t[i].remote : t[i].local) &&
+        asked == from.asked && good;
+    ok (good, remote ? "above a remote, layers that are not do not count"
+        : "who fetches, or reads, learns how often a layer was asked");
+    rig_fini (&r);
+    mem_disk_fini (&disk);
+  }
 }
 
 static void
@@ -1214,6 +1279,7 @@ main (void)
   test_one_extent ();
   test_errors ();
   test_store ();
+  test_asked ();
   test_contiguous ();
   test_failed_sync ();
   test_failed_zero ();

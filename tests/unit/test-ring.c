@@ -112,7 +112,7 @@ read_piece (void *opaque, struct nc_piece *piece, void *buf)
     sched_yield ();
   memcpy (buf, c->from + piece->offset, piece->count);
   c->reading--;
-  return maybe_fail (c, NC_RING_READ, piece->offset);
+  return maybe_fail (c, NC_RING_READ, piece->offset) == 0 ? 1 : -1;
 }
 
 static int
@@ -298,8 +298,8 @@ read_half (void *opaque, struct nc_piece *piece, void *buf)
 {
   const int r = read_piece (opaque, piece, buf);
 
-  if (r == 0 && piece->offset % 2)
-    return 1;
+  if (r == 1 && piece->offset % 2)
+    return 0;
   usleep (1000);
   return r;
 }
