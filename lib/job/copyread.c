@@ -518,7 +518,9 @@ note_read (struct nc_copyread *cr, const struct piece *piece, bool wide,
   struct quickest *kind = wide ? &cr->wide : &cr->alone;
 
   NC_LOCKED (&cr->lock);
-  /* Those of other sizes cannot be compared. */
+  /* Those of other sizes cannot be compared, nor what was at hand. */
+  if (piece->fetched.asked == 0)
+    return;
   if (wide ? piece->count != cr->opts.neighbourhood
       : piece->count > cr->opts.neighbourhood / 4)
     return;
