@@ -252,21 +252,14 @@ find (struct nc_export *export, struct nc_view *view, uint64_t offset,
   return nc_map_find (map, offset, count, layer, run);
 }
 
-/* COUNT bytes at OFFSET, all of which layer I has, as find says. */
+/* Have LAYER read V[0..n-1]; several only of a remote. */
 static int
-read_layer (struct nc_export *export, struct nc_view *view, int i, char *buf,
-            uint64_t count, uint64_t offset, struct attempt *a)
+ask (struct nc_export *export, struct nc_view *view, struct nc_layer *layer,
+     const struct nc_dev_read *v, size_t n, struct attempt *a)
 {
-  struct nc_layer *layer;
-  bool counts;
+  const bool counts = layer->dev->remote && !export->background;
   int r;
 
-  if (i == -1) {
-    memset (buf, 0, count);
-    return 0;
-  }
-  layer = view->layers[i];
-  counts = layer->dev->remote && !export->background;
   a->asked++;
   if (layer->dev->remote) {
     a->asked_remote++;
@@ -274,30 +267,102 @@ read_layer (struct nc_export *export, struct nc_view *view, int i, char *buf,
   }
   if (counts)
     export->chain->cold_reads++;
-  r = layer->format->pread (layer, buf, count, offset);
+  r = n > 1 ? layer->format->pread_many (layer, v, n)
+    : layer->format->pread (layer, v->buf, v->count, v->offset);
   if (counts)
     export->chain->cold_reads--;
   if (r == -1)
-    note_failure (export, view, layer, offset, a);
+    note_failure (export, view, layer, v->offset, a);
   return r;
 }
 
+/* COUNT bytes at OFFSET, all of which layer I has, as find says. */
 static int
-read_view (struct nc_export *export, struct nc_view *view, char *buf,
-           uint64_t count, uint64_t offset, struct attempt *a)
+read_layer (struct nc_export *export, struct nc_view *view, int i, char *buf,
+            uint64_t count, uint64_t offset, struct attempt *a)
+{
+  const struct nc_dev_read v = { buf, count, offset };
+
+  if (i != -1)
+    return ask (export, view, view->layers[i], &v, 1, a);
+  memset (buf, 0, count);
+  return 0;
+}
+
+/* Reads of one remote, in order and for one buffer, to be made at a time: else
+ * each would wait for the one before, where the layers above hold blocks here
+ * and there. */
+struct gather {
+  struct nc_layer *layer;
+  size_t n;
+  struct nc_dev_read v[NC_DEV_READS];
+};
+
+static int
+read_gathered (struct nc_export *export, struct nc_view *view,
+               struct gather *g, struct attempt *a)
+{
+  const size_t n = g->n;
+
+  g->n = 0;
+  return n == 0 ? 0 : ask (export, view, g->layer, g->v, n, a);
+}
+
+static bool
+can_gather (const struct nc_layer *layer)
+{
+  return layer->dev->ops->pread_many && layer->format->pread_many;
+}
+
+/* read_layer, now or with read_gathered. */
+static int
+gather (struct nc_export *export, struct nc_view *view, int i, char *buf,
+        uint64_t count, uint64_t offset, struct gather *g, struct attempt *a)
+{
+  if (i == -1 || !can_gather (view->layers[i]))
+    return read_layer (export, view, i, buf, count, offset, a);
+  if (g->n > 0 && g->layer == view->layers[i] &&
+      g->v[g->n - 1].offset + g->v[g->n - 1].count == offset) {
+    g->v[g->n - 1].count += count;
+    return 0;
+  }
+  if ((g->n == NC_DEV_READS || g->layer != view->layers[i]) &&
+      read_gathered (export, view, g, a) == -1)
+    return -1;
+  g->layer = view->layers[i];
+  g->v[g->n++] = (struct nc_dev_read) { buf, count, offset };
+  return 0;
+}
+
+static int
+gather_view (struct nc_export *export, struct nc_view *view, char *buf,
+             uint64_t count, uint64_t offset, struct gather *g,
+             struct attempt *a)
 {
   while (count > 0) {
     uint64_t run;
     int i;
 
     if (find (export, view, offset, count, &i, &run) == -1 ||
-        read_layer (export, view, i, buf, run, offset, a) == -1)
+        gather (export, view, i, buf, run, offset, g, a) == -1)
       return -1;
     buf += run;
     count -= run;
     offset += run;
   }
   return 0;
+}
+
+static int
+read_view (struct nc_export *export, struct nc_view *view, char *buf,
+           uint64_t count, uint64_t offset, struct attempt *a)
+{
+  struct gather g;
+
+  g.layer = NULL;
+  g.n = 0;                      /* the rest is not worth clearing */
+  return gather_view (export, view, buf, count, offset, &g, a) == -1 ? -1
+    : read_gathered (export, view, &g, a);
 }
 
 /* ASKED as for nc_export_pread_asked, or NULL. */
@@ -875,6 +940,7 @@ fetch_view (struct nc_export *export, struct nc_view *view, char *buf,
             struct attempt *a)
 {
   struct nc_layer *active = view->layers[0];
+  struct gather g = { .n = 0 };
 
   for (uint64_t done = 0, run; done < count; done += run) {
     bool allocated;
@@ -882,11 +948,13 @@ fetch_view (struct nc_export *export, struct nc_view *view, char *buf,
     if (active->format->run (active, offset + done, count - done,
                              &allocated, &run) == -1)
       return -1;
-    if (allocated)
-      continue;
-    if (read_view (export, view, buf + done, run, offset + done, a) == -1)
+    if (!allocated &&
+        gather_view (export, view, buf + done, run, offset + done, &g,
+                     a) == -1)
       return -1;
   }
+  if (read_gathered (export, view, &g, a) == -1)
+    return -1;
   *fetched = (struct nc_fetched) {
     .view = view, .asked = times_asked (view, a),
   };

@@ -29,6 +29,14 @@ enum {
   NC_ZERO_FAST = 2,             /* fail with ENOTSUP rather than write */
 };
 
+/* A read of a device, one of several. */
+struct nc_dev_read {
+  void *buf;
+  size_t count;
+  uint64_t offset;
+};
+#define NC_DEV_READS 16         /* that are made at a time, at most */
+
 struct nc_dev_ops {
   /* Release everything.  Never NULL. */
   void (*close) (struct nc_dev *dev);
@@ -38,6 +46,11 @@ struct nc_dev_ops {
    * reported for each request; see .wait.  Never NULL. */
   int (*pread) (struct nc_dev *dev, void *buf, size_t count,
                 uint64_t offset);
+
+  /* Several, up to NC_DEV_READS, that do not wait for each other.  NULL: there
+   * is nothing to be gained by that. */
+  int (*pread_many) (struct nc_dev *dev, const struct nc_dev_read *v,
+                     size_t n);
 
   /* Write.  NULL on a device that cannot be written.  pwritev changes IOV
    * as it goes. */

@@ -19,6 +19,9 @@
  *     appointed: receive until it ends   or appoints it
  *   returns                              the keeper
  *
+ * A thread may make several requests at a time, all on one connection and with
+ * one semaphore.
+ *
  * The keeper, a thread a connection, connects, watches the socket where nobody
  * receives, and clears up when the connection is lost.  Nobody but the holder
  * of conn->lock, or the keeper of a connection that is not open, touches the
@@ -99,8 +102,7 @@ static void
 complete (struct request *req, int error)
 {
   req->error = error;
-  req->ended = true;
-  sem_post (&req->wake);
+  sem_post (req->wake);
 }
 
 /* CONN, which holds REQ no more, is done with it. */
@@ -538,8 +540,10 @@ appoint (struct conn *conn)
   if (req == NULL)
     req = conn->flight.head;
   conn->receiver = req;
-  if (req)
-    sem_post (&req->wake);
+  if (req) {
+    req->appointed = true;
+    sem_post (req->wake);
+  }
 }
 
 /* Issue what is queued, and have somebody receive. */
@@ -631,7 +635,9 @@ receive (struct conn *conn, const struct request *req)
 }
 
 /* Give away the requests that CONN leaves behind: to another connection,
- * unless they have waited long or have been moved a lot. */
+ * unless they have waited long or have been moved a lot.  Those that are made
+ * together would come apart, and one thread cannot receive on two connections:
+ * they go back. */
 static void
 hand_over (struct conn *conn)
 {
@@ -652,8 +658,14 @@ hand_over (struct conn *conn)
         : choose_conn_locked (nbd, req);
 
       if (!other || req->answered || req->moves >= MAX_CONNS ||
-          (conn->stalled && t - req->since >= conn->limit))
+          (conn->stalled && t - req->since >= conn->limit)) {
+        req->error = req->answered ? 0 : error;
         list_append (&failed, req);
+      }
+      else if (req->together) {
+        req->error = EAGAIN;
+        list_append (&failed, req);
+      }
       else {
         req->moves++;
         enqueue_locked (other, req);
@@ -663,7 +675,7 @@ hand_over (struct conn *conn)
     conn->load = conn->n_flight = conn->n_retired = 0;
   }
   while ((req = list_take (&failed)) != NULL)
-    complete (req, req->answered ? 0 : error);
+    complete (req, req->error);
   for (unsigned i = 0; moved && i < MAX_CONNS; i++)
     submit (&nbd->conns[i]);
 }
@@ -779,32 +791,67 @@ keeper_thread (void *opaque)
   return NULL;
 }
 
-int
-conn_run (struct nbd *nbd, struct request *req)
+/* Put the requests into the queue of one connection; they are woken by WAKE.
+ * Returns an errno if there is none. */
+static int
+enqueue (struct nbd *nbd, struct request *reqs, unsigned n, sem_t *wake)
 {
+  const uint64_t now = nc_now ();
+  const bool stands_back = nc_stands_back ();
   struct conn *conn;
 
-  req->since = nc_now ();
-  req->stands_back = nc_stands_back ();
-  req->ended = false;
+  for (unsigned i = 0; i < n; ++i) {
+    reqs[i].since = now;
+    reqs[i].stands_back = stands_back;
+    reqs[i].together = n > 1;
+    reqs[i].wake = wake;
+  }
   {
     NC_LOCKED (&nbd->lock);
-    conn = nbd->stopping ? NULL : choose_conn_locked (nbd, req);
+    conn = nbd->stopping ? NULL : choose_conn_locked (nbd, reqs);
     if (conn == NULL)
       return nbd->stopping ? ESHUTDOWN : ENOTCONN;
-    sem_init (&req->wake, 0, 0);
-    enqueue_locked (conn, req);
+    for (unsigned i = 0; i < n; ++i)
+      enqueue_locked (conn, &reqs[i]);
   }
   submit (conn);
-  for (;;) {
-    while (sem_wait (&req->wake) == -1)
+  return 0;
+}
+
+/* If one of the requests is appointed, receive.  Returns how many were. */
+static unsigned
+receive_if_appointed (struct request *reqs, unsigned n)
+{
+  for (unsigned i = 0; i < n; ++i)
+    if (reqs[i].appointed) {
+      reqs[i].appointed = false;
+      receive (reqs[i].conn, &reqs[i]);
+      return 1;
+    }
+  return 0;
+}
+
+/* The semaphore is posted once for each end and once for each appointment, and
+ * who posts has no use for the request any more: so all have ended, and nobody
+ * will post, when that many posts have been taken. */
+void
+conn_run (struct nbd *nbd, struct request *reqs, unsigned n)
+{
+  unsigned posts = n;
+  sem_t wake;
+  int error;
+
+  sem_init (&wake, 0, 0);
+  error = enqueue (nbd, reqs, n, &wake);
+  for (unsigned i = 0; error && i < n; ++i)
+    reqs[i].error = error;
+  while (error == 0 && posts > 0) {
+    while (sem_wait (&wake) == -1)
       ;                                /* EINTR */
-    if (req->ended)
-      break;
-    receive (req->conn, req);
+    --posts;
+    posts += receive_if_appointed (reqs, n);
   }
-  sem_destroy (&req->wake);
-  return req->error;
+  sem_destroy (&wake);
 }
 
 int

@@ -55,9 +55,12 @@ struct request {
   int64_t cookie;
   uint64_t since;                      /* when it was made */
   unsigned moves;                      /* to another connection */
-  sem_t wake;                          /* it has ended, or is to receive */
-  bool ended;
-  int error;                           /* 0 or an errno; set before ended */
+  bool together;                       /* it stays with others that are made
+                                          by the same thread */
+  sem_t *wake;                         /* posted when it has ended, and when
+                                          it is to receive; that thread's */
+  _Atomic (bool) appointed;            /* it is to receive */
+  int error;                           /* when it has ended: 0 or an errno */
 };
 
 struct list {
@@ -185,9 +188,10 @@ extern int conn_start (struct conn *conn) __attribute__ ((__nonnull__ (1)));
 /* Have the keeper of CONN look at what has changed. */
 extern void conn_kick (struct conn *conn) __attribute__ ((__nonnull__ (1)));
 
-/* Give REQ to a connection and wait for its end.  Returns an errno, not
- * reported; EAGAIN: the limits have changed. */
-extern int conn_run (struct nbd *nbd, struct request *req)
+/* Give N requests, at least one, to a connection and wait for the end of all.
+ * The errors, not reported, are in them.  EAGAIN: the limits have changed, or
+ * one of several has lost its connection, while another one is up. */
+extern void conn_run (struct nbd *nbd, struct request *reqs, unsigned n)
   __attribute__ ((__nonnull__ (1, 2)));
 
 #endif /* NC_DEV_NBD_INTERNAL_H */

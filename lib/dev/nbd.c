@@ -53,7 +53,6 @@ read_part (struct nbd *nbd, void *buf, size_t count, uint64_t offset,
   NC_FREE char *bounce = NULL;
   struct request req = { .buf = buf };
   uint64_t minimum, maximum, first, last;
-  int error;
 
   get_limits (nbd, &minimum, &maximum);
   first = nc_round_down (offset, minimum);
@@ -70,9 +69,9 @@ read_part (struct nbd *nbd, void *buf, size_t count, uint64_t offset,
   }
   req.offset = first;
   req.count = last - first;
-  error = conn_run (nbd, &req);
-  if (error)
-    return error;
+  conn_run (nbd, &req, 1);
+  if (req.error)
+    return req.error;
   if (bounce)
     memcpy (buf, bounce + (offset - first), count);
   *done = count;
@@ -124,6 +123,42 @@ nbd_dev_pread (struct nc_dev *dev, void *buf, size_t count, uint64_t offset)
   return 0;
 }
 
+/* Whether V is a request as it is. */
+static bool
+is_request (struct nbd *nbd, const struct nc_dev_read *v)
+{
+  uint64_t minimum, maximum;
+
+  get_limits (nbd, &minimum, &maximum);
+  return ((v->offset | v->count) & (minimum - 1)) == 0 &&
+    v->count <= maximum && v->offset <= nbd->dev.size &&
+    v->count <= nbd->dev.size - v->offset;
+}
+
+/* What needs more than a request, or fails, is done by itself. */
+static int
+nbd_dev_pread_many (struct nc_dev *dev, const struct nc_dev_read *v, size_t n)
+{
+  struct nbd *nbd = (struct nbd *) dev;
+  struct request reqs[NC_DEV_READS] = { 0 };
+  unsigned n_reqs = 0;
+
+  for (size_t i = 0; i < n; ++i)
+    if (is_request (nbd, &v[i]))
+      reqs[n_reqs++] = (struct request) {
+        .buf = v[i].buf, .count = v[i].count, .offset = v[i].offset,
+      };
+  if (n_reqs > 0)
+    conn_run (nbd, reqs, n_reqs);
+  for (size_t i = 0, k = 0; i < n; ++i) {
+    if (k < n_reqs && reqs[k].buf == v[i].buf && reqs[k++].error == 0)
+      continue;
+    if (nbd_dev_pread (dev, v[i].buf, v[i].count, v[i].offset) == -1)
+      return -1;
+  }
+  return 0;
+}
+
 static int
 nbd_dev_extents (struct nc_dev *dev, struct nc_extents *extents,
                  uint64_t end, uint64_t shift)
@@ -132,7 +167,6 @@ nbd_dev_extents (struct nc_dev *dev, struct nc_extents *extents,
   struct request req = { .extents = extents };
   uint64_t begin = nc_extents_next (extents), offset = begin + shift;
   uint64_t minimum, maximum, last;
-  int error;
 
   if (offset >= dev->size)
     return nc_extents_append (extents, end - begin,
@@ -146,18 +180,18 @@ nbd_dev_extents (struct nc_dev *dev, struct nc_extents *extents,
     last = nc_min64 (nc_round_up (last, minimum), dev->size);
     req.count = last - req.offset;
     req.skip = offset - req.offset;
-    error = conn_run (nbd, &req);
-  } while (error == EAGAIN);
+    conn_run (nbd, &req, 1);
+  } while (req.error == EAGAIN);
 
-  switch (error) {
+  switch (req.error) {
   case 0:
     break;
   case ENOTCONN: case ESHUTDOWN: case ENOMEM:
-    errno = error;                     /* no memory: reported */
+    errno = req.error;                 /* no memory: reported */
     return -1;
   default:
     nc_debug ("%s: block status at offset %" PRIu64 ": %s; taken as data",
-              dev->name, offset, strerror (error));
+              dev->name, offset, strerror (req.error));
   }
   if (nc_extents_next (extents) > begin)
     return 0;
@@ -263,6 +297,7 @@ nbd_dev_close (struct nc_dev *dev)
 static const struct nc_dev_ops nbd_dev_ops = {
   .close = nbd_dev_close,
   .pread = nbd_dev_pread,
+  .pread_many = nbd_dev_pread_many,
   .extents = nbd_dev_extents,
   .start = nbd_dev_start,
   .stop = nbd_dev_stop,

@@ -22,6 +22,7 @@
 #include "extents.h"
 
 struct nc_backing;
+struct nc_dev_read;
 struct nc_image_info;
 struct nc_layer;
 struct nc_layer_options;
@@ -55,6 +56,11 @@ struct nc_format {
                 uint64_t offset);
   int (*extents) (struct nc_layer *layer, struct nc_extents *extents,
                   uint64_t end);
+
+  /* Several reads, where the device has nc_dev_ops.pread_many.  NULL: only
+   * one at a time. */
+  int (*pread_many) (struct nc_layer *layer, const struct nc_dev_read *v,
+                     size_t n);
 
   /* The rest is for a writable layer.
    *

@@ -61,6 +61,12 @@ raw_pread (struct nc_layer *layer, void *buf, size_t count, uint64_t offset)
 }
 
 static int
+raw_pread_many (struct nc_layer *layer, const struct nc_dev_read *v, size_t n)
+{
+  return layer->dev->ops->pread_many (layer->dev, v, n);
+}
+
+static int
 raw_extents (struct nc_layer *layer, struct nc_extents *extents,
              uint64_t end)
 {
@@ -123,6 +129,7 @@ const struct nc_format nc_format_raw = {
   .run = raw_run,
   .walk = raw_walk,
   .pread = raw_pread,
+  .pread_many = raw_pread_many,
   .extents = raw_extents,
   .pwritev = raw_pwritev,
   .evict = raw_evict,

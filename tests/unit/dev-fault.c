@@ -588,9 +588,19 @@ static const struct nc_dev_ops fault_ops = {
   .extents = fault_extents,
 };
 
+static int
+fault_pread_many (struct nc_dev *dev, const struct nc_dev_read *v, size_t n)
+{
+  for (size_t i = 0; i < n; ++i)
+    if (fault_pread (dev, v[i].buf, v[i].count, v[i].offset) == -1)
+      return -1;
+  return 0;
+}
+
 static const struct nc_dev_ops fault_remote_ops = {
   .close = fault_close,
   .pread = fault_pread,
+  .pread_many = fault_pread_many,
   .extents = fault_extents,
   .stop = fault_stop,
   .wait = fault_wait,

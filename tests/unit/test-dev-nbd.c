@@ -282,6 +282,30 @@ read_with_patience (struct nc_dev *dev, size_t count, uint64_t offset,
   return is_pattern (buf, count, offset);
 }
 
+/* The same for several reads at a time. */
+static bool
+read_many_with_patience (struct nc_dev *dev, unsigned *seed,
+                         const struct timespec *deadline)
+{
+  const size_t n = 1 + rand_r (seed) % NC_DEV_READS;
+  NC_FREE unsigned char *buf = malloc (n * 16384);
+  struct nc_dev_read v[NC_DEV_READS];
+
+  for (size_t i = 0; i < n; i++) {
+    v[i] = (struct nc_dev_read) {
+      .buf = buf + i * 16384, .count = 1 + rand_r (seed) % 16384,
+    };
+    v[i].offset = rand_r (seed) % (SIZE - v[i].count);
+  }
+  while (dev->ops->pread_many (dev, v, n) == -1)
+    if (errno != ENOTCONN || dev->ops->wait (dev, deadline) == -1)
+      return false;
+  for (size_t i = 0; i < n; i++)
+    if (!is_pattern (v[i].buf, v[i].count, v[i].offset))
+      return false;
+  return true;
+}
+
 static void
 test_reads (void)
 {
@@ -321,6 +345,46 @@ test_reads (void)
   end_server (pid);
 }
 
+static void
+test_many (void)
+{
+  pid_t pid = NBDKIT ("--filter=delay", "pattern", SIZE_ARG,
+                      "delay-read=300ms");
+  struct nc_dev *dev = open_started (0);
+  unsigned char buf[NC_DEV_READS][4096];
+  struct nc_dev_read v[NC_DEV_READS];
+  bool good = true;
+  double t;
+  int r;
+
+  for (unsigned i = 0; i < NC_DEV_READS; i++)
+    v[i] = (struct nc_dev_read) { buf[i], sizeof buf[i], i * MB };
+  t = seconds ();
+  r = dev->ops->pread_many (dev, v, NC_DEV_READS);
+  t = seconds () - t;
+  for (unsigned i = 0; i < NC_DEV_READS; i++)
+    good &= is_pattern (buf[i], sizeof buf[i], i * MB);
+  ok (r == 0 && good, "many reads at a time get the data");
+  ok (t < 300e-3 * NC_DEV_READS / 2, "and do not wait for each other");
+
+  memset (buf, 0xee, sizeof buf);
+  v[1].offset = SIZE - 10;
+  v[3].offset = SIZE + 4096;
+  good = dev->ops->pread_many (dev, v, 4) == 0 &&
+    is_pattern (buf[0], sizeof buf[0], 0) &&
+    is_pattern (buf[1], 10, SIZE - 10) &&
+    is_pattern (buf[2], sizeof buf[2], 2 * MB) && buf[3][0] == 0;
+  for (unsigned i = 10; i < sizeof buf[1]; i++)
+    good &= buf[1][i] == 0;
+  ok (good, "those past the end among them read zeros there");
+
+  dev->ops->stop (dev);
+  ok (dev->ops->pread_many (dev, v, 4) == -1 && errno == ESHUTDOWN,
+      "after stop they fail with ESHUTDOWN");
+  nc_dev_close (dev);
+  end_server (pid);
+}
+
 struct reader {
   pthread_t thread;
   struct nc_dev *dev;
@@ -342,7 +406,9 @@ reader_thread (void *opaque)
     size_t count = 1 + rand_r (&r->seed) % 65536;
     uint64_t offset = rand_r (&r->seed) % (SIZE - count);
 
-    r->good = read_with_patience (r->dev, count, offset, &r->deadline);
+    r->good = i % 2
+      ? read_many_with_patience (r->dev, &r->seed, &r->deadline)
+      : read_with_patience (r->dev, count, offset, &r->deadline);
   }
   return NULL;
 }
@@ -509,8 +575,14 @@ test_block_size (void)
                       "blocksize-minimum=4096", "blocksize-preferred=4096",
                       "blocksize-maximum=64K");
   struct nc_dev *dev = open_started (0);
+  struct timespec deadline = in_seconds (PATIENT);
   struct nc_extents extents;
+  unsigned seed = 1;
+  bool good = true;
 
+  for (unsigned i = 0; i < 20 && good; i++)
+    good = read_many_with_patience (dev, &seed, &deadline);
+  ok (good, "of many reads those that must be rounded are");
   ok (read_is_right (dev, 777, 12345) && read_is_right (dev, 1, 4095) &&
       read_is_right (dev, 2, 4095),
       "reads are rounded to the server's minimum block size");
@@ -760,7 +832,7 @@ test_stall (void)
 struct waiter {
   pthread_t thread;
   struct nc_dev *dev;
-  bool reads;
+  unsigned reads;                      /* 0: waits for the server */
   atomic_bool begun;
   double end;
   int error;
@@ -770,12 +842,15 @@ static void *
 waiter_thread (void *opaque)
 {
   struct waiter *w = opaque;
-  unsigned char c;
+  unsigned char c[2];
+  const struct nc_dev_read v[2] = { { &c[0], 1, 0 }, { &c[1], 1, MB } };
 
   w->begun = true;
   errno = 0;
-  if (w->reads)
-    w->dev->ops->pread (w->dev, &c, 1, 0);
+  if (w->reads == 1)
+    w->dev->ops->pread (w->dev, v[0].buf, 1, 0);
+  else if (w->reads)
+    w->dev->ops->pread_many (w->dev, v, w->reads);
   else
     w->dev->ops->wait (w->dev, NULL);
   w->error = errno;
@@ -784,7 +859,7 @@ waiter_thread (void *opaque)
 }
 
 static void
-stop_with_waiter (struct nc_dev *dev, bool reads, const char *sentence)
+stop_with_waiter (struct nc_dev *dev, unsigned reads, const char *sentence)
 {
   struct waiter w = { .dev = dev, .reads = reads };
   double t;
@@ -809,7 +884,14 @@ test_stop (void)
   unsigned char c;
 
   freeze (pid);
-  stop_with_waiter (dev, true, "stop ends a read in flight");
+  stop_with_waiter (dev, 1, "stop ends a read in flight");
+  kill (pid, SIGCONT);
+  end_server (pid);
+
+  pid = NBDKIT ("pattern", SIZE_ARG);
+  dev = open_started (0);
+  freeze (pid);
+  stop_with_waiter (dev, 2, "and several");
   kill (pid, SIGCONT);
   end_server (pid);
 
@@ -817,7 +899,7 @@ test_stop (void)
   dev = open_started (0);
   end_server (pid);
   EVENTUALLY (dev->ops->pread (dev, &c, 1, 0) == -1);
-  stop_with_waiter (dev, false, "stop wakes who waits for the server");
+  stop_with_waiter (dev, 0, "stop wakes who waits for the server");
 }
 
 static void
@@ -1040,6 +1122,7 @@ main (void)
   nc_report_to (sink);
 
   test_reads ();
+  test_many ();
   test_parallel_reads ();
   test_one_connection ();
   test_full_connection ();
