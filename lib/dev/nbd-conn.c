@@ -574,6 +574,10 @@ settle (struct conn *conn)
     if (conn->receiver &&
         nbd_aio_get_direction (conn->h) & LIBNBD_AIO_DIRECTION_WRITE)
       kick (conn->call);
+    if (conn->open && conn->n_flight == 0) {    /* all were refused */
+      NC_LOCKED (&nbd->lock);
+      conn->fresh = conn->queue.head != NULL;
+    }
   }
   if (conn->open && conn->receiver == NULL)
     appoint (conn);

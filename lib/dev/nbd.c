@@ -135,7 +135,8 @@ is_request (struct nbd *nbd, const struct nc_dev_read *v)
     v->count <= nbd->dev.size - v->offset;
 }
 
-/* What needs more than a request, or fails, is done by itself. */
+/* What needs more than a request, or fails while there is a connection, is
+ * done by itself. */
 static int
 nbd_dev_pread_many (struct nc_dev *dev, const struct nc_dev_read *v, size_t n)
 {
@@ -150,6 +151,11 @@ nbd_dev_pread_many (struct nc_dev *dev, const struct nc_dev_read *v, size_t n)
       };
   if (n_reqs > 0)
     conn_run (nbd, reqs, n_reqs);
+  for (unsigned k = 0; k < n_reqs; ++k)
+    if (reqs[k].error == ENOTCONN || reqs[k].error == ESHUTDOWN) {
+      errno = reqs[k].error;
+      return -1;
+    }
   for (size_t i = 0, k = 0; i < n; ++i) {
     if (k < n_reqs && reqs[k].buf == v[i].buf && reqs[k++].error == 0)
       continue;

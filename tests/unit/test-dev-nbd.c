@@ -790,6 +790,29 @@ test_replaced (void)
   nc_dev_close (dev);
 }
 
+/* Several reads of a server that hangs: the limit counts once. */
+static void
+test_many_stall (void)
+{
+  pid_t pid = NBDKIT ("pattern", SIZE_ARG);
+  struct nc_dev *dev = open_started (4);
+  unsigned char c[2];
+  const struct nc_dev_read v[2] = { { &c[0], 1, 0 }, { &c[1], 1, MB } };
+  struct reader readers[N_READERS];
+  double t;
+
+  start_readers (readers, dev, 20);    /* until all connections are up */
+  join_readers (readers);
+  freeze (pid);
+  t = seconds ();
+  ok (dev->ops->pread_many (dev, v, 2) == -1 && errno == ENOTCONN,
+      "several reads from a server that hangs fail with ENOTCONN");
+  t = seconds () - t;
+  ok (t > 3.8 && t < 7.5, "after the limit, not once more after that");
+  nc_dev_close (dev);
+  end_server (pid);
+}
+
 static void
 test_stall (void)
 {
@@ -1134,6 +1157,7 @@ main (void)
   test_idle ();
   test_replaced ();
   test_stall ();
+  test_many_stall ();
   test_stop ();
   test_command ();
   test_refused ();
