@@ -17,6 +17,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "checked.h"
 #include "format/fvd.h"
 #include "fvd-reader.h"
 #include "layer.h"
@@ -215,7 +216,10 @@ live (struct mem_disk *disk, struct input *in)
   struct life life = { .disk = disk };
   struct fvd_reader r;
 
-  life.sound = fvd_reader_open (&r, disk->data, disk->size) == 0;
+  /* Numbers that only damage has made so large may come, in this life, to where
+   * no writer begins. */
+  life.sound = fvd_reader_open (&r, disk->data, disk->size) == 0 &&
+    nc_max64 (r.seq, r.tail) < FVD_NUMBER_MAX_BEGIN / 2;
   life.compact = r.chunk != 0;
   fvd_reader_close (&r);
   if (!open_life (&life))
