@@ -294,7 +294,8 @@ struct nc_fetched {
   const struct nc_view *view;   /* under which it was read */
   unsigned asked;               /* how often, one time after the other: the
                                    remotes of the chain, or, where it has
-                                   none, its layers.  0: all was there */
+                                   none, its layers.  0: what it took says
+                                   nothing about them */
 };
 extern int nc_export_fetch (struct nc_export *export, void *buf,
                             size_t count, uint64_t offset,

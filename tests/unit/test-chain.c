@@ -21,6 +21,7 @@
 #include "format/fvd.h"
 #include "fvd-reader.h"
 #include "image.h"
+#include "job/side.h"
 #include "layer.h"
 #include "tap.h"
 
@@ -1176,6 +1177,7 @@ test_asked (void)
   for (int remote = 0; remote < 2; ++remote) {
     struct nc_fetched from;
     struct mem_disk disk;
+    struct nc_side side = { 0 };
     unsigned asked = 0;
     bool good = true;
     struct rig r;
@@ -1188,9 +1190,15 @@ test_asked (void)
         nc_export_pread_asked (r.e, buf, t[i].count, t[i].at, &asked) == 0 &&
         from.asked == (remote ? t[i].remote : t[i].local) &&
         asked == from.asked && good;
-    ok (good, remote ? "a remote is asked once for what an image parts, and that does not "
-        "count"
+    ok (good, remote ? "a remote is asked once for the parts around an image, "
+        "which does not count"
         : "who fetches, or reads, learns how often a layer was asked");
+    must (nc_side_open (&side, r.chain) == 0, "side");
+    ok (nc_sides_read (&side, buf, &side, buf, sizeof buf, 0)
+        == (remote ? 2 : 6) &&
+        nc_sides_read (&side, buf, &side, NULL, 4096, 4096)
+        == (remote ? 0 : 1), "so does who reads two sides");
+    nc_side_close (&side);
     rig_fini (&r);
     mem_disk_fini (&disk);
   }

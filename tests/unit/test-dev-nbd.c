@@ -900,23 +900,26 @@ stop_with_waiter (struct nc_dev *dev, unsigned reads, const char *sentence)
 }
 
 static void
-test_stop (void)
+stop_with_reads (unsigned reads, const char *sentence)
 {
   pid_t pid = NBDKIT ("pattern", SIZE_ARG);
   struct nc_dev *dev = open_started (0);
+
+  freeze (pid);
+  stop_with_waiter (dev, reads, sentence);
+  kill (pid, SIGCONT);
+  end_server (pid);
+}
+
+static void
+test_stop (void)
+{
+  struct nc_dev *dev;
   unsigned char c;
+  pid_t pid;
 
-  freeze (pid);
-  stop_with_waiter (dev, 1, "stop ends a read in flight");
-  kill (pid, SIGCONT);
-  end_server (pid);
-
-  pid = NBDKIT ("pattern", SIZE_ARG);
-  dev = open_started (0);
-  freeze (pid);
-  stop_with_waiter (dev, 2, "and several");
-  kill (pid, SIGCONT);
-  end_server (pid);
+  stop_with_reads (1, "stop ends a read in flight");
+  stop_with_reads (2, "and several");
 
   pid = NBDKIT ("pattern", SIZE_ARG);
   dev = open_started (0);

@@ -304,6 +304,31 @@ read_half (void *opaque, struct nc_piece *piece, void *buf)
   return r;
 }
 
+/* Each piece is four asks, one after the other. */
+static int
+read_in_parts (void *opaque, struct nc_piece *piece, void *buf)
+{
+  usleep (20000);
+  return read_piece (opaque, piece, buf) == -1 ? -1 : 4;
+}
+
+static void
+test_parts (uint64_t *seed)
+{
+  struct nc_ring_ops parts = ops;
+  struct copy *c = copy_new (seed);
+  struct nc_ring *ring;
+
+  parts.read = read_in_parts;
+  ring = nc_ring_new (&parts, c, PIECE);
+  must (ring != NULL && nc_ring_run (ring) == 0, "ring");
+  ok (nc_ring_way (ring) >= 5000000 && nc_ring_way (ring) < 15000000,
+      "the way is the time of one ask (%llu ns)",
+      (unsigned long long) nc_ring_way (ring));
+  nc_ring_free (ring);
+  free (c);
+}
+
 static void
 test_way (uint64_t *seed)
 {
@@ -499,6 +524,7 @@ main (void)
   test_copy (&seed, 1);
   test_copy (&seed, 3);
   test_sleep (&seed);
+  test_parts (&seed);
   test_way (&seed);
   test_together (&seed);
   test_errors (&seed, NC_RING_PLAN, "planning");
