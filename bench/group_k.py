@@ -10,8 +10,9 @@ server without the job; that is measured before and after, for the machine
 may be busier at one time than at another.
 
 In the last column there is no job: fio reads the remote at the rate that
-prefetching is to keep at least, and throws away what it reads.  No job can
-cost the guest less on a machine where the remote's server runs, too.
+prefetching is to keep at least, and throws away what it reads.  That shows
+what a reader that does not stand back costs the guest, with the remote's
+server on the same machine and nothing stored.
 """
 
 import concurrent.futures
