@@ -17,8 +17,8 @@ CFLAGS := -std=gnu11 -g -O1 -fno-omit-frame-pointer -pthread \
 	-Wall -Wextra -Wshadow $(SANITIZE)
 LDLIBS := $(shell pkg-config --libs $(PACKAGES)) -pthread
 
-SOURCES := $(filter-out $(TOP)/lib/remote-load.c, \
-	$(wildcard $(TOP)/lib/*.c $(TOP)/lib/*/*.c)) \
+SOURCES := $(filter-out $(TOP)/lib/nbd/remote-load.c, \
+	$(wildcard $(TOP)/lib/*/*.c $(TOP)/lib/*/*/*.c)) \
 	$(TOP)/fuzz/remote-load.c \
 	$(TOP)/tests/unit/dev-fault.c $(TOP)/tests/unit/fvd-reader.c \
 	$(TOP)/fuzz/common.c $(TARGETS:%=$(TOP)/fuzz/%.c)

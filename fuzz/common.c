@@ -13,11 +13,11 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "format/fvd.h"
+#include "format/fvd/fvd.h"
+#include "format/layer.h"
 #include "fvd-reader.h"
-#include "image.h"
-#include "layer.h"
-#include "report.h"
+#include "image/image.h"
+#include "util/report.h"
 
 const struct fuzz_target *const fuzz_targets[] = {
   &fuzz_header, &fuzz_bitmap, &fuzz_journal, &fuzz_image, &fuzz_refs,

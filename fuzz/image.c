@@ -17,10 +17,10 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "checked.h"
-#include "format/fvd.h"
+#include "format/fvd/fvd.h"
+#include "format/layer.h"
 #include "fvd-reader.h"
-#include "layer.h"
+#include "util/checked.h"
 
 enum { KEEP_MASK = 15, UNCLEAN = 16, COMPACT = 32 };
 

@@ -14,8 +14,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "checked.h"
-#include "profile-text.h"
+#include "image/profile-text.h"
+#include "util/checked.h"
 
 static int
 read_text (const void *data, size_t size, struct nc_profile_text *text)

@@ -20,7 +20,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#include "ref.h"
+#include "chain/ref.h"
 
 /* The directory of the image, without symbolic links, and the image. */
 static char *dir, *image;

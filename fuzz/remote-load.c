@@ -1,12 +1,12 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /* Copyright (C) 2026 The nbdchain authors */
 
-/* In place of lib/remote-load.c: all of the library is in the target, so that
- * libFuzzer sees it, and there is nothing to load. */
+/* In place of lib/nbd/remote-load.c: the whole library is linked into the
+ * target, so that libFuzzer sees it, and there is nothing to load. */
 
 #include <config.h>
 
-#include "remote.h"
+#include "nbd/remote.h"
 
 const struct nc_remote *
 nc_remote_load (void)

@@ -26,19 +26,19 @@
 #define NBDKIT_API_VERSION 2
 #include <nbdkit-plugin.h>
 
-#include "chain.h"
+#include "chain/chain.h"
+#include "chain/ref.h"
 #include "control/qmp.h"
 #include "job/job.h"
 #include "job/record.h"
 #include "job/stream.h"
-#include "listen.h"
-#include "ref.h"
-#include "report.h"
-#include "scope.h"
-#include "server.h"
-#include "supervise.h"
-#include "text.h"
-#include "tls.h"
+#include "nbd/tls.h"
+#include "serve/server.h"
+#include "serve/supervise.h"
+#include "util/report.h"
+#include "util/scope.h"
+#include "util/text.h"
+#include "util/unix-socket.h"
 
 #define THREAD_MODEL NBDKIT_THREAD_MODEL_PARALLEL
 #define MAX_WAITING_DEFAULT 15  /* one less than nbdkit's default threads */

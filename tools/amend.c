@@ -9,9 +9,9 @@
 
 #include <getopt.h>
 
-#include "image.h"
+#include "image/image.h"
 #include "prefetch.h"
-#include "report.h"
+#include "util/report.h"
 
 static const char help[] =
   "nbdchain amend: change what an image says of prefetching\n"

@@ -13,9 +13,9 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "chain.h"
-#include "image.h"
-#include "report.h"
+#include "chain/chain.h"
+#include "image/image.h"
+#include "util/report.h"
 
 static const char help[] =
   "nbdchain check: check an image for errors\n"

@@ -12,13 +12,13 @@
 #include <inttypes.h>
 #include <stdlib.h>
 
-#include "chain.h"
-#include "checked.h"
-#include "job/compare.h"
+#include "chain/chain.h"
+#include "image/compare.h"
+#include "nbd/tls.h"
 #include "progress.h"
-#include "report.h"
-#include "tls.h"
-#include "scope.h"
+#include "util/checked.h"
+#include "util/report.h"
+#include "util/scope.h"
 
 static const char help[] =
   "nbdchain compare: compare two disks by content\n"

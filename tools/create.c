@@ -11,12 +11,12 @@
 #include <inttypes.h>
 #include <string.h>
 
-#include "checked.h"
-#include "image.h"
+#include "chain/ref.h"
+#include "image/image.h"
+#include "nbd/tls.h"
 #include "prefetch.h"
-#include "ref.h"
-#include "report.h"
-#include "tls.h"
+#include "util/checked.h"
+#include "util/report.h"
 
 static const char help[] =
   "nbdchain create: make an image\n"

@@ -12,10 +12,10 @@
 #include <inttypes.h>
 #include <stdlib.h>
 
-#include "chain.h"
-#include "image.h"
+#include "chain/chain.h"
+#include "image/image.h"
 #include "prefetch.h"
-#include "report.h"
+#include "util/report.h"
 
 static const char help[] =
   "nbdchain info: describe an image, or the chain below it\n"

@@ -16,8 +16,8 @@
 #include "pick.h"
 #include "progress.h"
 #include "qmp.h"
-#include "report.h"
-#include "scope.h"
+#include "util/report.h"
+#include "util/scope.h"
 #include "watch.h"
 
 static const char jobs_help[] =

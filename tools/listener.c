@@ -19,9 +19,9 @@
 #include <sys/un.h>
 #include <unistd.h>
 
-#include "listen.h"
-#include "report.h"
-#include "scope.h"
+#include "util/report.h"
+#include "util/scope.h"
+#include "util/unix-socket.h"
 
 /* TEXT with all but unreserved characters and '/' as %XX.  NULL if out of
  * memory. */

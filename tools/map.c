@@ -13,11 +13,11 @@
 #include <inttypes.h>
 #include <unistd.h>
 
-#include "chain.h"
-#include "image.h"
+#include "chain/chain.h"
+#include "image/image.h"
 #include "picture.h"
-#include "report.h"
 #include "svg.h"
+#include "util/report.h"
 
 static const char help[] =
   "nbdchain map: picture which layer each part of the disk comes from\n"

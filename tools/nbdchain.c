@@ -17,8 +17,8 @@
 #include <unistd.h>
 
 #include "progress.h"
-#include "report.h"
-#include "scope.h"
+#include "util/report.h"
+#include "util/scope.h"
 
 struct command {
   const char *name;

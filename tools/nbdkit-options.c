@@ -16,8 +16,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "report.h"
-#include "scope.h"
+#include "util/report.h"
+#include "util/scope.h"
 
 /* Options are told apart by their letter; those without one get these. */
 enum { FINE = 256, WITH_PARENT, RUN, VSOCK, NOT_SERVING };

@@ -15,11 +15,11 @@
 #include <string.h>
 #include <unistd.h>
 
-#include "chain.h"
-#include "checked.h"
-#include "ref.h"
-#include "report.h"
-#include "tls.h"
+#include "chain/chain.h"
+#include "chain/ref.h"
+#include "nbd/tls.h"
+#include "util/checked.h"
+#include "util/report.h"
 
 int
 usage_error (const char *command)

@@ -14,8 +14,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "report.h"
-#include "scope.h"
+#include "util/report.h"
+#include "util/scope.h"
 
 /* What becomes of a job. */
 static const char *

@@ -11,9 +11,9 @@
 #include <stdio.h>
 #include <stdlib.h>
 
-#include "checked.h"
-#include "report.h"
 #include "tools.h"
+#include "util/checked.h"
+#include "util/report.h"
 
 /* At most this many rows: with less, a cell is a smaller slice. */
 #define ROWS 16

@@ -15,11 +15,11 @@
 #include <stdio.h>
 #include <string.h>
 
-#include "chain.h"
-#include "image.h"
-#include "ref.h"
-#include "report.h"
+#include "chain/chain.h"
+#include "chain/ref.h"
+#include "image/image.h"
 #include "tools.h"
+#include "util/report.h"
 
 static void
 add_allowed (struct nc_allow *allow, const char *arg)

@@ -11,8 +11,8 @@
 #include <inttypes.h>
 #include <string.h>
 
-#include "report.h"
 #include "tools.h"
+#include "util/report.h"
 
 static int
 parse_bool (const char *what, const char *text, bool *value)

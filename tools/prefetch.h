@@ -9,7 +9,7 @@
 
 #include <jansson.h>
 
-#include "image.h"
+#include "image/image.h"
 
 /* What getopt_long returns for them: no subcommand has others like these. */
 enum {

@@ -15,9 +15,9 @@
 #include <unistd.h>
 
 #include "control/command.h"
-#include "report.h"
-#include "scope.h"
-#include "text.h"
+#include "util/report.h"
+#include "util/scope.h"
+#include "util/text.h"
 
 /* Columns of a label with its colon and the space behind. */
 #define LABEL_WIDTH 14

@@ -15,13 +15,13 @@
 #include <string.h>
 #include <sys/stat.h>
 
-#include "image.h"
-#include "profile-text.h"
+#include "image/image.h"
+#include "image/profile-text.h"
 #include "qmp.h"
-#include "replace.h"
-#include "report.h"
-#include "scope.h"
 #include "timeline.h"
+#include "util/atomic-file.h"
+#include "util/report.h"
+#include "util/scope.h"
 
 static const char help[] =
   "nbdchain profile: what is read first of a disk, for prefetching\n"

@@ -19,9 +19,9 @@
 
 #include <jansson.h>
 
-#include "checked.h"
-#include "scope.h"
 #include "tools.h"
+#include "util/checked.h"
+#include "util/scope.h"
 
 #define SECOND UINT64_C (1000000000)
 

@@ -20,9 +20,9 @@
 #include <time.h>
 #include <unistd.h>
 
-#include "clock.h"
-#include "report.h"
-#include "scope.h"
+#include "util/clock.h"
+#include "util/report.h"
+#include "util/scope.h"
 
 #define PATIENCE 60             /* seconds */
 #define RETRY_INTERVAL 100000000 /* nanoseconds between attempts to connect */

@@ -10,12 +10,12 @@
 #include <getopt.h>
 #include <inttypes.h>
 
-#include "chain.h"
-#include "image.h"
+#include "chain/chain.h"
+#include "image/image.h"
+#include "image/rebase.h"
+#include "nbd/tls.h"
 #include "progress.h"
-#include "job/rebase.h"
-#include "report.h"
-#include "tls.h"
+#include "util/report.h"
 
 static const char help[] =
   "nbdchain rebase: give an image another backing, or none\n"

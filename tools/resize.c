@@ -11,8 +11,8 @@
 #include <inttypes.h>
 #include <string.h>
 
-#include "image.h"
-#include "report.h"
+#include "image/image.h"
+#include "util/report.h"
 
 static const char help[] =
   "nbdchain resize: make a disk larger or smaller\n"

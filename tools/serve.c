@@ -15,10 +15,10 @@
 #include <string.h>
 #include <unistd.h>
 
-#include "report.h"
-#include "scope.h"
-#include "tls.h"
+#include "nbd/tls.h"
 #include "tools.h"
+#include "util/report.h"
+#include "util/scope.h"
 
 /* Threads of each connection.  More than requests that clients keep under
  * way (the kernel's client 128, QEMU 16), so that requests which wait for a

@@ -10,8 +10,8 @@
 #include <getopt.h>
 #include <inttypes.h>
 
-#include "image.h"
-#include "report.h"
+#include "image/image.h"
+#include "util/report.h"
 
 static const char help[] =
   "nbdchain snapshot: keep the disk as it is now\n"

@@ -14,8 +14,8 @@
 
 #include "progress.h"
 #include "qmp.h"
-#include "report.h"
 #include "tools.h"
+#include "util/report.h"
 #include "watch.h"
 
 #define JOB "disk"              /* the id of a job that was given none */

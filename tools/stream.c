@@ -16,13 +16,13 @@
 #include <string.h>
 #include <sys/stat.h>
 
-#include "chain.h"
+#include "chain/chain.h"
 #include "job/job.h"
 #include "job/stream.h"
+#include "nbd/tls.h"
 #include "progress.h"
-#include "report.h"
-#include "tls.h"
 #include "tools.h"
+#include "util/report.h"
 
 static const char help[] =
   "nbdchain stream: bring the data of the backing into an image\n"

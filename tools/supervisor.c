@@ -10,7 +10,7 @@
  *   one was ready before, this is tried until it works; the configuration
  *   was right once.
  * - We are to stop: nbdkit is asked to make everything durable, and ended
- *   once it has (lib/supervise.h has the messages).  If it dies while we
+ *   once it has (lib/serve/supervise.h has the messages).  If it dies while we
  *   wait, another is started only to be asked the same.
  * - nbdkit exits by itself: before it was ever ready that ends us with its
  *   exit code; later another is started, to make everything durable.
@@ -38,9 +38,9 @@
 #include <time.h>
 #include <unistd.h>
 
-#include "report.h"
-#include "scope.h"
 #include "tools.h"
+#include "util/report.h"
+#include "util/scope.h"
 
 /* Milliseconds. */
 #define HEALTHY_AFTER 1000      /* dying sooner after "ready" is a loop */

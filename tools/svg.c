@@ -19,12 +19,12 @@
 #include <libxml/chvalid.h>
 #include <libxml/xmlwriter.h>
 
-#include "chain.h"
-#include "checked.h"
-#include "image.h"
-#include "report.h"
-#include "scope.h"
+#include "chain/chain.h"
+#include "image/image.h"
 #include "tools.h"
+#include "util/checked.h"
+#include "util/report.h"
+#include "util/scope.h"
 
 #define COLUMNS_MAX 1000
 #define COLUMNS_MIN 80

@@ -22,8 +22,8 @@
 #include <systemd/sd-daemon.h>
 #endif
 
-#include "report.h"
 #include "tools.h"
+#include "util/report.h"
 
 #ifdef HAVE_SYSTEMD
 

@@ -12,8 +12,8 @@
 #include <inttypes.h>
 #include <stdio.h>
 
-#include "checked.h"
 #include "tools.h"
+#include "util/checked.h"
 
 #define ROWS 16
 #define COLUMNS_MAX 128

@@ -10,7 +10,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#include "image.h"
+#include "image/image.h"
 
 /* Print it on stdout: RANGES[0..N-1], of a disk of SIZE bytes, for a terminal
  * of WIDTH columns. */

@@ -20,7 +20,7 @@
 
 #include <jansson.h>
 
-#include "report.h"
+#include "util/report.h"
 
 #define SLICE 100000000         /* nanoseconds between looks at the job */
 #define ABSENCE 10              /* seconds that a server may be away */

@@ -22,16 +22,16 @@
 
 #include <nbdkit-filter.h>
 
-#include "chain.h"
+#include "chain/activity.h"
+#include "chain/chain.h"
 #include "control/prefetch.h"
-#include "image.h"
-#include "job/guest.h"
+#include "copyread/recorder.h"
+#include "image/image.h"
 #include "job/job.h"
 #include "job/prefetch.h"
-#include "job/profile.h"
-#include "report.h"
-#include "scope.h"
-#include "server.h"
+#include "serve/server.h"
+#include "util/report.h"
+#include "util/scope.h"
 
 #define JOB_ID "prefetch"
 

@@ -21,10 +21,10 @@
 
 #include <nbdkit-filter.h>
 
-#include "chain.h"
+#include "chain/chain.h"
 #include "control/copyread.h"
-#include "job/copyread.h"
-#include "server.h"
+#include "copyread/copyread.h"
+#include "serve/server.h"
 
 /* The largest block of an image, or it could never be stored. */
 #define MIN_OUTSTANDING (INT64_C (2) << 20)

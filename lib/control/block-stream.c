@@ -17,11 +17,11 @@
 #include <stdio.h>
 #include <string.h>
 
-#include "chain.h"
+#include "chain/chain.h"
 #include "control/command.h"
 #include "job/job.h"
 #include "job/stream.h"
-#include "scope.h"
+#include "util/scope.h"
 
 /* In the order of enum nc_on_error, and QEMU's default for a device. */
 static const char *const on_error_words[] = {

@@ -15,8 +15,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "report.h"
-#include "scope.h"
+#include "util/report.h"
+#include "util/scope.h"
 
 json_t *
 nc_command_fail (struct nc_command_error *error, enum nc_error_class class,

@@ -15,7 +15,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "chain.h"
+#include "chain/chain.h"
 #include "control/command.h"
 #include "job/job.h"
 

@@ -10,7 +10,7 @@
 
 #include "control/command.h"
 #include "control/qmp.h"
-#include "job/copyread.h"
+#include "copyread/copyread.h"
 
 static json_t *
 query_copyread (void *opaque, json_t *args __attribute__ ((__unused__)),

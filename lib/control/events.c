@@ -12,7 +12,7 @@
 
 #include "control/command.h"
 #include "job/job.h"
-#include "scope.h"
+#include "util/scope.h"
 
 #define IO_ERROR_PAUSE UINT64_C (1000000000)    /* nanoseconds */
 

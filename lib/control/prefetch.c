@@ -12,13 +12,13 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "chain.h"
+#include "chain/chain.h"
 #include "control/command.h"
 #include "control/qmp.h"
-#include "image.h"
+#include "copyread/recorder.h"
+#include "image/image.h"
 #include "job/prefetch.h"
-#include "job/profile.h"
-#include "scope.h"
+#include "util/scope.h"
 
 static json_t *
 answer (json_t *value, struct nc_command_error *error)

@@ -31,14 +31,14 @@
 #include <time.h>
 #include <unistd.h>
 
-#include "chain.h"
+#include "chain/chain.h"
 #include "control/command.h"
 #include "control/commands.h"
 #include "control/frame.h"
 #include "job/job.h"
-#include "listen.h"
-#include "report.h"
-#include "scope.h"
+#include "util/report.h"
+#include "util/scope.h"
+#include "util/unix-socket.h"
 
 #define INPUT_SIZE 4096
 

@@ -10,7 +10,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "report.h"
+#include "util/report.h"
 
 int
 nc_dev_init (struct nc_dev *dev, const struct nc_dev_ops *ops,

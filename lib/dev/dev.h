@@ -19,7 +19,7 @@
 #include <sys/uio.h>
 #include <time.h>
 
-#include "extents.h"
+#include "data/extents.h"
 
 struct nc_dev;
 struct nc_tls;

@@ -31,11 +31,11 @@
 #include <sys/xattr.h>
 #include <unistd.h>
 
-#include "checked.h"
 #include "dev/holder.h"
-#include "report.h"
-#include "scope.h"
-#include "standback.h"
+#include "util/checked.h"
+#include "util/report.h"
+#include "util/scope.h"
+#include "util/standback.h"
 
 /* Who stands back writes so many bytes at a time.  Where the kernel does not
  * preempt itself, a guest's thread waits until the call of another one returns,

@@ -26,7 +26,7 @@
 #include <time.h>
 #include <unistd.h>
 
-#include "scope.h"
+#include "util/scope.h"
 
 #define LIMIT_MS 500
 #define FDS_BETWEEN 64          /* of one process, before the clock is read */

@@ -10,7 +10,7 @@
 #include <errno.h>
 #include <string.h>
 
-#include "report.h"
+#include "util/report.h"
 
 static const struct nc_format *const formats[] = {
   &nc_format_fvd,

@@ -19,7 +19,7 @@
 #include <stdint.h>
 #include <sys/uio.h>
 
-#include "extents.h"
+#include "data/extents.h"
 
 struct nc_backing;
 struct nc_dev_read;

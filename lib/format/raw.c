@@ -11,11 +11,11 @@
 #include <errno.h>
 #include <inttypes.h>
 
-#include "checked.h"
 #include "dev/dev.h"
-#include "image.h"
-#include "layer.h"
-#include "report.h"
+#include "format/layer.h"
+#include "image/image.h"
+#include "util/checked.h"
+#include "util/report.h"
 
 static int
 raw_open (struct nc_layer *layer,

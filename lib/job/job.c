@@ -32,11 +32,11 @@
 #include <string.h>
 #include <time.h>
 
-#include "clock.h"
-#include "job/rate.h"
+#include "copy/rate.h"
 #include "job/record.h"
-#include "report.h"
-#include "scope.h"
+#include "util/clock.h"
+#include "util/report.h"
+#include "util/scope.h"
 
 /* How long what limited a job is shown as that. */
 #define LIMIT_SHOWN (2 * NC_RATE_SLICE)

@@ -14,12 +14,12 @@
 #include <string.h>
 #include <time.h>
 
-#include "chain.h"
-#include "clock.h"
-#include "job/pace.h"
+#include "chain/chain.h"
+#include "copy/pacer.h"
 #include "job/stream.h"
-#include "report.h"
-#include "scope.h"
+#include "util/clock.h"
+#include "util/report.h"
+#include "util/scope.h"
 
 struct nc_prefetch {
   struct nc_guest guest;

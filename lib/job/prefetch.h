@@ -15,8 +15,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#include "image.h"
-#include "job/guest.h"
+#include "chain/activity.h"
+#include "image/image.h"
 #include "job/job.h"
 
 struct nc_chain;

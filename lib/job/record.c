@@ -19,9 +19,9 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#include "replace.h"
-#include "report.h"
-#include "scope.h"
+#include "util/atomic-file.h"
+#include "util/report.h"
+#include "util/scope.h"
 
 #define FORMAT 1                /* of the file */
 #define KEY "nbdchain-jobs"     /* what a record begins with */

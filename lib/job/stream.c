@@ -26,18 +26,18 @@
 
 #include <jansson.h>
 
-#include "chain.h"
-#include "checked.h"
-#include "extents.h"
-#include "image.h"
-#include "job/flusher.h"
-#include "job/guest.h"
+#include "chain/activity.h"
+#include "chain/chain.h"
+#include "chain/ref.h"
+#include "copy/pacer.h"
+#include "copy/writeback.h"
+#include "data/extents.h"
+#include "image/image.h"
 #include "job/job.h"
-#include "job/pace.h"
-#include "ref.h"
-#include "report.h"
-#include "scope.h"
-#include "standback.h"
+#include "util/checked.h"
+#include "util/report.h"
+#include "util/scope.h"
+#include "util/standback.h"
 
 #define LOOK_EXTENTS 8192       /* known at a time */
 /* Stored under one claim. */

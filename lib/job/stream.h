@@ -22,8 +22,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "copy/ring.h"
 #include "job/job.h"
-#include "job/ring.h"
 
 struct nc_chain;
 struct nc_profile_range;

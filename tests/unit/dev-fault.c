@@ -22,8 +22,8 @@
 #include <string.h>
 #include <sys/mman.h>
 
-#include "report.h"
-#include "scope.h"
+#include "util/report.h"
+#include "util/scope.h"
 
 #define SECTOR 512
 

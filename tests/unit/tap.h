@@ -22,8 +22,8 @@
 #include <time.h>
 #include <unistd.h>
 
-#include "report.h"
-#include "scope.h"
+#include "util/report.h"
+#include "util/scope.h"
 
 static unsigned tap_tests, tap_failed;
 

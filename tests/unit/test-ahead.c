@@ -1,12 +1,12 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /* Copyright (C) 2026 The nbdchain authors */
 
-/* Tests of lib/job/ahead.c: which reads are taken for sequential ones, and
+/* Tests of lib/copyread/readahead.c: which reads are taken for sequential ones, and
  * what is asked for then.  A read takes nanosecond after nanosecond. */
 
 #include <config.h>
 
-#include "job/ahead.h"
+#include "copyread/readahead.h"
 
 #include "tap.h"
 

@@ -1,15 +1,15 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /* Copyright (C) 2026 The nbdchain authors */
 
-/* Tests of lib/bitmap.c: pages and their states against a flat array, and
+/* Tests of lib/data/bitmap.c: pages and their states against a flat array, and
  * threads that set, load, look and copy at the same time. */
 
 #include <config.h>
 
-#include "bitmap.h"
+#include "data/bitmap.h"
 
-#include "checked.h"
 #include "tap.h"
+#include "util/checked.h"
 
 #define P NC_PAGE_BLOCKS
 

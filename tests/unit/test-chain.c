@@ -7,23 +7,23 @@
 
 #include <config.h>
 
-#include "chain.h"
+#include "chain/chain.h"
 
 #include <fcntl.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 
-#include "chain-internal.h"
-#include "checked.h"
+#include "chain/internal.h"
+#include "copy/side.h"
 #include "dev-fault.h"
 #include "folder.h"
 #include "format/format.h"
-#include "format/fvd.h"
+#include "format/fvd/fvd.h"
+#include "format/layer.h"
 #include "fvd-reader.h"
-#include "image.h"
-#include "job/side.h"
-#include "layer.h"
+#include "image/image.h"
 #include "tap.h"
+#include "util/checked.h"
 
 static void
 write_file (const char *path, const uint8_t *data, uint64_t size)

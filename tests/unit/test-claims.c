@@ -1,12 +1,12 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /* Copyright (C) 2026 The nbdchain authors */
 
-/* Tests of lib/claims.c: no two claims that overlap are held at a time, those
+/* Tests of lib/data/claims.c: no two claims that overlap are held at a time, those
  * that do not overlap do not wait, and nobody waits for ever. */
 
 #include <config.h>
 
-#include "claims.h"
+#include "data/claims.h"
 
 #include <sched.h>
 

@@ -6,16 +6,16 @@
 
 #include <config.h>
 
-#include "job/compare.h"
+#include "image/compare.h"
 
 #include <fcntl.h>
 #include <sys/mman.h>
 
-#include "chain.h"
-#include "checked.h"
+#include "chain/chain.h"
 #include "folder.h"
-#include "image.h"
+#include "image/image.h"
 #include "tap.h"
+#include "util/checked.h"
 
 #define BLOCK 4096
 #define MIB (UINT64_C (1) << 20)

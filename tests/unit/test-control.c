@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /* Copyright (C) 2026 The nbdchain authors */
 
-/* Tests of lib/control/qmp.c, commands.c and events.c, and of lib/listen.c: a
+/* Tests of lib/control/qmp.c, commands.c and events.c, and of lib/util/unix-socket.c: a
  * real socket, and jobs that do what a test tells them. */
 
 #include <config.h>
@@ -20,8 +20,8 @@
 #include "control/command.h"
 #include "control/commands.h"
 #include "job/job.h"
-#include "listen.h"
 #include "tap.h"
+#include "util/unix-socket.h"
 
 static char path[300];
 static struct nc_jobs *jobs;

@@ -1,21 +1,21 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /* Copyright (C) 2026 The nbdchain authors */
 
-/* Tests of lib/job/copyread.c on a chain of files: what it fetches, and
+/* Tests of lib/copyread/copyread.c on a chain of files: what it fetches, and
  * threads that read at random and in sequence, write and zero against a model
  * while it copies. */
 
 #include <config.h>
 
-#include "job/copyread.h"
+#include "copyread/copyread.h"
 
 #include <fcntl.h>
 #include <inttypes.h>
 
-#include "chain.h"
-#include "checked.h"
-#include "image.h"
+#include "chain/chain.h"
+#include "image/image.h"
 #include "tap.h"
+#include "util/checked.h"
 
 #define K UINT64_C (1024)
 #define SIZE (8192 * K + 5)

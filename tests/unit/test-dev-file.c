@@ -15,11 +15,11 @@
 #include <fcntl.h>
 #include <sys/uio.h>
 
-#include "chain.h"
-#include "image.h"
-#include "job/flusher.h"
-#include "standback.h"
+#include "chain/chain.h"
+#include "copy/writeback.h"
+#include "image/image.h"
 #include "tap.h"
+#include "util/standback.h"
 
 /* The errno of the next call on a file of ours; 0: none.  Each fails once,
  * as the system tells of lost writes once. */

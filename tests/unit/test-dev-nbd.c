@@ -24,9 +24,9 @@
 #include <time.h>
 #include <unistd.h>
 
-#include "report.h"
-#include "scope.h"
-#include "standback.h"
+#include "util/report.h"
+#include "util/scope.h"
+#include "util/standback.h"
 
 #define MB (UINT64_C (1) << 20)
 #define SIZE_ARG "64M"

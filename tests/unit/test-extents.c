@@ -1,11 +1,11 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /* Copyright (C) 2026 The nbdchain authors */
 
-/* Tests of lib/extents.c: lists of extents against a flat array. */
+/* Tests of lib/data/extents.c: lists of extents against a flat array. */
 
 #include <config.h>
 
-#include "extents.h"
+#include "data/extents.h"
 
 #include "tap.h"
 

@@ -14,8 +14,8 @@
 #include <dirent.h>
 
 #include "format/format.h"
+#include "format/layer.h"
 #include "fuzz.h"
-#include "layer.h"
 
 enum { INPUT_MAX = 1 << 20 };
 

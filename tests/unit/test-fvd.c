@@ -10,17 +10,17 @@
 
 #include <config.h>
 
-#include "format/fvd.h"
+#include "format/fvd/fvd.h"
 
 #include <dlfcn.h>
 #include <sys/mman.h>
 #include <sys/wait.h>
 
-#include "bytes.h"
-#include "checked.h"
 #include "dev-fault.h"
 #include "fvd-reader.h"
 #include "tap.h"
+#include "util/bytes.h"
+#include "util/checked.h"
 
 #define BLOCK 4096
 #define NBLOCKS 4034            /* two pages; the last block has 100 bytes */

@@ -1,12 +1,12 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /* Copyright (C) 2026 The nbdchain authors */
 
-/* Tests of lib/image.c: create, inspect, check and snapshot of images that
+/* Tests of lib/image/image.c: create, inspect, check and snapshot of images that
  * nobody serves. */
 
 #include <config.h>
 
-#include "image.h"
+#include "image/image.h"
 
 #include <dlfcn.h>
 #include <fcntl.h>
@@ -14,7 +14,7 @@
 #include <sys/mman.h>
 #include <sys/stat.h>
 
-#include "chain.h"
+#include "chain/chain.h"
 #include "folder.h"
 #include "fvd-reader.h"
 #include "tap.h"

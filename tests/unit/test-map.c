@@ -1,18 +1,18 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /* Copyright (C) 2026 The nbdchain authors */
 
-/* Tests of lib/map.c: who owns a byte, against asking each layer in turn.
+/* Tests of lib/chain/owner-map.c: who owns a byte, against asking each layer in turn.
  * The layers have a format of the test's own: a function says which blocks
  * are allocated. */
 
 #include <config.h>
 
-#include "map.h"
+#include "chain/owner-map.h"
 
-#include "checked.h"
 #include "format/format.h"
-#include "layer.h"
+#include "format/layer.h"
 #include "tap.h"
+#include "util/checked.h"
 
 /* What a layer of the test is. */
 struct sheet {

@@ -11,12 +11,12 @@
 #include <fcntl.h>
 #include <sys/stat.h>
 
-#include "chain.h"
-#include "checked.h"
+#include "chain/chain.h"
+#include "copy/pacer.h"
 #include "folder.h"
-#include "image.h"
-#include "job/pace.h"
+#include "image/image.h"
 #include "tap.h"
+#include "util/checked.h"
 
 #define MS UINT64_C (1000000)
 #define SECOND UINT64_C (1000000000)

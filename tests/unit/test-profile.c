@@ -6,12 +6,12 @@
 
 #include <config.h>
 
-#include "format/fvd.h"
+#include "format/fvd/fvd.h"
 
-#include "checked.h"
 #include "dev-fault.h"
 #include "fvd-reader.h"
 #include "tap.h"
+#include "util/checked.h"
 
 #define BLOCK 4096
 #define SIZE (UINT64_C (5000) * BLOCK + 100)

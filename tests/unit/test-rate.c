@@ -1,11 +1,11 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /* Copyright (C) 2026 The nbdchain authors */
 
-/* Tests of lib/job/rate.c, with a clock of their own. */
+/* Tests of lib/copy/rate.c, with a clock of their own. */
 
 #include <config.h>
 
-#include "job/rate.h"
+#include "copy/rate.h"
 
 #include "tap.h"
 

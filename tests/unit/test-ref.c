@@ -1,11 +1,11 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /* Copyright (C) 2026 The nbdchain authors */
 
-/* Tests of lib/ref.c: which references of an image are followed. */
+/* Tests of lib/chain/ref.c: which references of an image are followed. */
 
 #include <config.h>
 
-#include "ref.h"
+#include "chain/ref.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -21,7 +21,7 @@
 #include <sys/un.h>
 #include <unistd.h>
 
-#include "report.h"
+#include "util/report.h"
 
 static unsigned n_tests, n_failed;
 static char message[8192];      /* the last error */

@@ -11,8 +11,8 @@
 #include <stdio.h>
 #include <string.h>
 
-#include "report.h"
 #include "tap.h"
+#include "util/report.h"
 
 enum { N_THREADS = 8, N_EACH = 1000 };
 

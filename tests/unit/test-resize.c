@@ -1,23 +1,23 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /* Copyright (C) 2026 The nbdchain authors */
 
-/* Tests of lib/resize.c: random writes and changes of size against a flat
+/* Tests of lib/image/resize.c: random writes and changes of size against a flat
  * file in memory, the image read by a second reader, and an error at each
  * operation of a resize. */
 
 #include <config.h>
 
-#include "image.h"
+#include "image/image.h"
 
 #include <dlfcn.h>
 #include <fcntl.h>
 #include <sys/stat.h>
 #include <sys/uio.h>
 
-#include "chain.h"
-#include "checked.h"
+#include "chain/chain.h"
 #include "fvd-reader.h"
 #include "tap.h"
+#include "util/checked.h"
 
 #define PAGE (UINT64_C (4032) * 4096)
 #define MAX_SIZE (PAGE + 3000000)

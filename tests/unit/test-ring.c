@@ -6,14 +6,14 @@
 
 #include <config.h>
 
-#include "job/ring.h"
+#include "copy/ring.h"
 
 #include <pthread.h>
 #include <sched.h>
 #include <sys/resource.h>
 
-#include "checked.h"
 #include "tap.h"
+#include "util/checked.h"
 
 #define SIZE (UINT64_C (1) << 20)
 #define PIECE 4096

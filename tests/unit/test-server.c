@@ -5,7 +5,7 @@
 
 #include <config.h>
 
-#include "server.h"
+#include "serve/server.h"
 
 #include "tap.h"
 

@@ -5,15 +5,15 @@
 
 #include <config.h>
 
-#include "standback.h"
+#include "util/standback.h"
 
 #include <pthread.h>
 #include <sched.h>
 #include <sys/resource.h>
 #include <unistd.h>
 
-#include "clock.h"
 #include "tap.h"
+#include "util/clock.h"
 
 #define PATIENCE (60 * NC_SECOND)
 

@@ -12,11 +12,11 @@
 #include <fcntl.h>
 #include <sys/stat.h>
 
-#include "chain.h"
-#include "checked.h"
+#include "chain/chain.h"
 #include "folder.h"
-#include "image.h"
+#include "image/image.h"
 #include "tap.h"
+#include "util/checked.h"
 
 #define SIZE (UINT64_C (6) << 20)
 #define THREADS 4

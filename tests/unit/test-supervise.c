@@ -1,11 +1,11 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /* Copyright (C) 2026 The nbdchain authors */
 
-/* Tests of lib/supervise.c: the server's end of the talk with serve. */
+/* Tests of lib/serve/supervise.c: the server's end of the talk with serve. */
 
 #include <config.h>
 
-#include "supervise.h"
+#include "serve/supervise.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -19,7 +19,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-#include "report.h"
+#include "util/report.h"
 
 static unsigned n_tests, n_failed;
 static atomic_uint n_messages, n_stops;

@@ -1,13 +1,13 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /* Copyright (C) 2026 The nbdchain authors */
 
-/* Tests of lib/tls.c: which libnbd verifies servers, whose key it is, and
+/* Tests of lib/nbd/tls.c: which libnbd verifies servers, whose key it is, and
  * that a directory which changes meanwhile is noticed.  Certificates that do
  * not load are in tls.bats. */
 
 #include <config.h>
 
-#include "tls.h"
+#include "nbd/tls.h"
 
 #include <fcntl.h>
 #include <sys/stat.h>

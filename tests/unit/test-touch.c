@@ -6,12 +6,12 @@
 
 #include <config.h>
 
-#include "job/profile.h"
+#include "copyread/recorder.h"
 
-#include "checked.h"
-#include "clock.h"
-#include "profile-text.h"
+#include "image/profile-text.h"
 #include "tap.h"
+#include "util/checked.h"
+#include "util/clock.h"
 
 #define GRAIN UINT64_C (16384)
 #define GRAINS 5000

@@ -1,0 +1,75 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* Copyright (C) 2026 The nbdchain authors */
+
+/* What chain.c (which layers there are) and request.c (what a request does)
+ * share. */
+#ifndef NC_CHAIN_INTERNAL_H
+#define NC_CHAIN_INTERNAL_H
+
+#include <pthread.h>
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "chain/activity.h"
+#include "chain/chain.h"
+#include "chain/view.h"
+#include "data/claims.h"
+#include "format/layer.h"
+#include "util/report.h"
+
+struct nc_chain {
+  struct nc_views views;
+  struct nc_claims claims;
+  uint64_t size;
+  bool writable;
+  unsigned retry;               /* seconds; 0 = for ever */
+
+  pthread_mutex_t pivot_lock;   /* one pivot at a time, and none while a
+                                   layer is described; held across I/O */
+  pthread_mutex_t stop_lock;    /* held by who stops; guards stopped and
+                                   stop_errno */
+  bool stopped;
+  int stop_errno;
+  bool is_durable;              /* though stop_errno is set */
+
+  _Atomic (struct nc_cold *) cold;      /* NULL: none */
+
+  _Atomic (uint64_t) waits, refused_waits;
+  _Atomic (unsigned) cold_reads;        /* of clients from a remote */
+  struct nc_guest guest;        /* counts the requests of clients */
+  struct nc_repeat given_up;    /* requests that a remote was needed for */
+};
+
+struct nc_export {
+  struct nc_chain *chain;
+  struct nc_layer *layer;       /* whose export it is; NULL: the disk's */
+  struct nc_view *view;         /* that has the layer, pinned; NULL */
+  uint64_t size;
+  uint32_t block_size;
+  bool writable;
+  bool background;              /* no client's */
+  char uuid[37];
+  unsigned max_waiting;         /* 0 = no limit */
+  _Atomic (unsigned) waiting;   /* requests that wait for a remote */
+};
+
+/* The file that an image names for its data, as nc_layer_options.open_data;
+ * OPAQUE is a struct nc_chain_options, of which allow and offline count. */
+extern struct nc_dev *nc_chain_open_data (void *opaque,
+                                          const struct nc_layer *layer,
+                                          const char *ref)
+  __attribute__ ((__nonnull__ (1, 2, 3)));
+
+/* request.c: the index in VIEW of the layer called NAME, which is not the
+ * top; how many there are for NULL.  Returns -1 with errno ENOENT, reported.
+ */
+extern int nc_view_find_base (const struct nc_view *view, const char *name,
+                              size_t *i)
+  __attribute__ ((__nonnull__ (1, 3)));
+
+/* nc_export_missing for who is in VIEW. */
+extern int nc_view_missing (struct nc_export *export, struct nc_view *view,
+                            size_t base, struct nc_extents *missing)
+  __attribute__ ((__nonnull__ (1, 2, 4)));
+
+#endif /* NC_CHAIN_INTERNAL_H */

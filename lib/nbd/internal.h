@@ -1,0 +1,197 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* Copyright (C) 2026 The nbdchain authors */
+
+/* A device on the export of an NBD server: what its three files share.
+ *
+ *   nbd.c          the device: its functions, and opening it
+ *   nbd-conn.c     a connection while it is up, and the requests it serves
+ *   nbd-connect.c  a connection from the first packet to the last: TLS, what
+ *                  the server has, polling, ending
+ *
+ * Locks: conn->lock, then nbd->lock; they guard what the comments in the
+ * structs say.  nbd->lock is held for list operations and kicks only, never
+ * across I/O, a call to libnbd or a report; conn->lock across calls to libnbd
+ * that do not wait, too.  Nobody waits for conn->lock while it is held to
+ * receive: requests get to who has it by the queue.
+ * nbd->changed is signalled with nbd->lock when a connection comes up, when
+ * the first attempt to connect ends, and on stop.
+ *
+ * A request belongs to the list it is on: to nbd->lock while queued, to
+ * conn->lock in flight; after its end to the requester.
+ */
+#ifndef NC_DEV_NBD_INTERNAL_H
+#define NC_DEV_NBD_INTERNAL_H
+
+#include <poll.h>
+#include <pthread.h>
+#include <semaphore.h>
+#include <stdbool.h>
+#include <stdint.h>
+
+#include <libnbd.h>
+
+#include "dev/dev.h"
+#include "util/checked.h"
+#include "util/report.h"
+
+#define MAX_CONNS 4
+#define MAX_READ (32U << 20)           /* what every server accepts */
+
+#define MSEC UINT64_C (1000000)        /* in nanoseconds, as all times here */
+#define SEC (1000 * MSEC)
+#define BACKOFF_MIN (50 * MSEC)
+
+struct request {
+  struct request *prev, *next;
+  struct conn *conn;                   /* while in flight */
+  void *buf;                           /* NULL: block status */
+  struct nc_extents *extents;          /* of block status */
+  uint64_t offset, count;
+  uint64_t skip;                       /* of the reply, before extents */
+  bool answered;                       /* block status came */
+  uint64_t came;                       /* of a read: bytes, in order */
+  bool cleared;                        /* BUF was, before */
+  bool stands_back;                    /* others come first */
+  int64_t cookie;
+  uint64_t since;                      /* when it was made */
+  unsigned moves;                      /* to another connection */
+  bool together;                       /* it stays with others that are made
+                                          by the same thread */
+  sem_t *wake;                         /* posted when it has ended, and when
+                                          it is to receive; that thread's */
+  _Atomic (bool) appointed;            /* it is to receive */
+  int error;                           /* when it has ended: 0 or an errno */
+};
+
+struct list {
+  struct request *head, *tail;
+};
+
+/* What a server says of its export. */
+struct export {
+  uint64_t size;
+  uint32_t minimum, maximum;           /* bytes of a request */
+  bool multi_conn;
+  bool allocation;                     /* has base:allocation */
+  char *identity;
+};
+
+struct conn {
+  struct nbd *nbd;
+  pthread_t thread;                    /* the keeper */
+  bool running;                        /* start and close: thread exists */
+  int kick, call;                      /* eventfds: for keeper, receiver */
+
+  /* Guarded by nbd->lock. */
+  bool up;
+  bool fresh;                          /* something was queued since the
+                                          queue was last looked at */
+  unsigned load;                       /* requests queued and in flight */
+  struct list queue;
+
+  pthread_mutex_t lock;
+
+  /* Guarded by lock while the connection is open, else the keeper's. */
+  bool open;                           /* by lock at all times */
+  struct request *receiver;            /* one in flight, or NULL */
+  struct nbd_handle *h;
+  struct export export;
+  struct list flight, done, lost;
+  unsigned n_flight, n_retired;
+  uint64_t progress;                   /* when it was last seen alive */
+  uint64_t came;                       /* bytes since then */
+  uint64_t limit;                      /* of a stall, as it is now */
+  bool asked, useful;                  /* had a request; had an answer */
+  bool hung_up;                        /* the server sends nothing more */
+  bool ending;                         /* the server says that it ends */
+  bool stalled;
+  uint64_t backoff;
+  char reason[512];                    /* of the last failure */
+};
+
+struct nbd {
+  struct nc_dev dev;
+  char *words, **argv;                 /* of "[ command ]", else NULL */
+  bool encrypted;                      /* nbds */
+  char *certificates, *psk, *username; /* for that; NULL: not given */
+  uint64_t first_limit, max_limit;     /* of a stall */
+  bool absent;                         /* not probed at open */
+  unsigned n_conns;                    /* at most */
+  struct nc_repeat failures;           /* of reads, as the server says */
+
+  pthread_mutex_t lock;
+  pthread_cond_t changed;              /* CLOCK_MONOTONIC */
+
+  /* Guarded by lock. */
+  bool stopping;
+  int first;                           /* first attempt: 0, 1 = up, -1 */
+  unsigned n_up;
+  uint64_t limit;                      /* of a stall, as it is now */
+  uint32_t minimum, maximum;           /* strictest seen so far */
+  bool outage;                         /* reported, and not yet over */
+  uint64_t outage_since;
+  bool fruitless;                      /* no answer since the last loss */
+  bool mismatch;                       /* reported, and not yet over */
+
+  struct conn conns[MAX_CONNS];
+};
+
+/* nbd-connect.c.  For who has conn->lock, or the keeper where it is not
+ * open. */
+
+/* Connect, within nbd->first_limit, and learn what the server has.  Returns
+ * -1 with the reason kept. */
+extern int conn_connect (struct conn *conn, struct export *export)
+  __attribute__ ((__nonnull__ (1, 2)));
+
+/* Serving the socket has three steps: what to wait for, along with the
+ * eventfd KICK; waiting, without the lock (deadline: 0 = none); and what it is
+ * ready for.  The last returns -1 if the connection has failed, reason
+ * kept. */
+extern void conn_prepare (struct conn *conn, int kick, struct pollfd fds[2])
+  __attribute__ ((__nonnull__ (1, 3)));
+extern void conn_wait (struct pollfd fds[2], uint64_t deadline)
+  __attribute__ ((__nonnull__ (1)));
+extern int conn_take (struct conn *conn, const struct pollfd fds[2])
+  __attribute__ ((__nonnull__ (1, 2)));
+
+/* The server is alive. */
+extern void conn_made_progress (struct conn *conn)
+  __attribute__ ((__nonnull__ (1)));
+
+/* Nothing comes any more. */
+extern bool conn_is_finished (const struct conn *conn)
+  __attribute__ ((__nonnull__ (1)));
+
+/* Whether the device stops. */
+extern bool conn_must_stop (struct conn *conn)
+  __attribute__ ((__nonnull__ (1)));
+
+/* Keep what libnbd says of the failure of the last call. */
+extern void conn_keep_reason (struct conn *conn)
+  __attribute__ ((__nonnull__ (1)));
+
+/* Cut the connection, so that libnbd retires every command. */
+extern void conn_cut (struct conn *conn) __attribute__ ((__nonnull__ (1)));
+
+/* Cut and close it; or take leave from the server before.  Nothing happens if
+ * there is none. */
+extern void conn_close (struct conn *conn) __attribute__ ((__nonnull__ (1)));
+extern void conn_disconnect (struct conn *conn)
+  __attribute__ ((__nonnull__ (1)));
+
+/* nbd-conn.c.  Any thread may call these. */
+
+/* Start the keeper of CONN.  Returns -1, reported. */
+extern int conn_start (struct conn *conn) __attribute__ ((__nonnull__ (1)));
+
+/* Have the keeper of CONN look at what has changed. */
+extern void conn_kick (struct conn *conn) __attribute__ ((__nonnull__ (1)));
+
+/* Give N requests, at least one, to a connection and wait for the end of all.
+ * The errors, not reported, are in them.  EAGAIN: the limits have changed, or
+ * one of several has lost its connection, while another one is up. */
+extern void conn_run (struct nbd *nbd, struct request *reqs, unsigned n)
+  __attribute__ ((__nonnull__ (1, 2)));
+
+#endif /* NC_DEV_NBD_INTERNAL_H */
