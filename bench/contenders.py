@@ -5,9 +5,13 @@
 import collections
 import os
 
-# kind: of image, see images.py; ours: needs a build of nbdchain.
-Contender = collections.namedtuple("Contender", "id title kind ours",
-                                   defaults=(False,))
+# kind: of image, see images.py; ours: needs a build of nbdchain; settings:
+# what the head of a table says of it.
+Contender = collections.namedtuple("Contender", "id title kind ours settings",
+                                   defaults=(False, ""))
+
+_URING = "aio=io_uring, the fastest of QEMU's on this kernel"
+_DEFAULTS = "as it starts without options: aio=threads"
 
 ALL = [
     Contender("file", "nbdkit file", "raw"),
@@ -19,10 +23,15 @@ ALL = [
     Contender("compact", "nbdchain compact", "fvd-compact", ours=True),
     Contender("small-journal", "nbdchain, journal of 64 KiB",
               "fvd-small-journal", ours=True),
-    Contender("qemu-nbd", "qemu-nbd qcow2", "qcow2"),
-    Contender("qsd", "QSD qcow2", "qcow2"),
-    Contender("qsd-extl2", "QSD extended_l2", "qcow2-extl2"),
-    Contender("qsd-raw", "QSD raw", "raw"),
+    Contender("qemu-nbd", "qemu-nbd qcow2", "qcow2", settings=_URING),
+    Contender("qemu-nbd-default", "qemu-nbd qcow2, defaults", "qcow2",
+              settings=_DEFAULTS),
+    Contender("qsd", "QSD qcow2", "qcow2", settings=_URING),
+    Contender("qsd-default", "QSD qcow2, defaults", "qcow2",
+              settings=_DEFAULTS),
+    Contender("qsd-extl2", "QSD extended_l2", "qcow2-extl2",
+              settings=_URING + "; subclusters of 2 KiB"),
+    Contender("qsd-raw", "QSD raw", "raw", settings=_URING),
     Contender("remote", "remote, direct", "raw"),
     Contender("proxy", "nbdkit nbd", "raw"),
     Contender("cow", "nbdkit cow", "raw"),
@@ -32,14 +41,40 @@ ALL = [
     Contender("reads", "reads, thrown away", "fvd", ours=True),
     Contender("profile", "nbdchain with a profile", "fvd", ours=True),
     Contender("local", "nbdchain, base local", "fvd", ours=True),
-    Contender("qsd-cor", "QSD copy-on-read", "qcow2"),
-    Contender("nbdcopy", "nbdcopy", "raw"),
+    Contender("qsd-cor", "QSD copy-on-read", "qcow2", settings=_URING),
+    Contender("nbdcopy", "nbdcopy", "raw",
+              settings="-C 8 --request-size=1048576 --flush"),
+    Contender("convert", "qemu-img convert", "raw",
+              settings="-m 16 -W, synced afterwards"),
     Contender("stream", "nbdchain stream", "fvd", ours=True),
-    Contender("qsd-stream", "QSD block-stream", "qcow2"),
+    Contender("qsd-stream", "QSD block-stream", "qcow2", settings=_URING),
 ]
 BY_ID = {contender.id: contender for contender in ALL}
 REFERENCE = BY_ID["file"]
 AGAIN = BY_ID["file-again"]
+
+
+# Where QEMU's programs and nbdcopy come from: the root of another system, or
+# this one if empty.  See use_peers_of.
+_peers_root = ""
+
+
+def use_peers_of(root):
+    """Take the peers from the system below ROOT, with its own libraries.
+    nbdkit stays this system's, since our plugin is loaded into it."""
+    global _peers_root          # pylint: disable=global-statement
+    _peers_root = os.path.abspath(root)
+
+
+def peer(program):
+    """The beginning of a command line that runs PROGRAM of a peer."""
+    if not _peers_root:
+        return [program]
+    libraries = ":".join(os.path.join(_peers_root, directory) for directory in
+                         ("usr/lib/x86_64-linux-gnu", "lib/x86_64-linux-gnu"))
+    return [os.path.join(_peers_root, "lib64/ld-linux-x86-64.so.2"),
+            "--library-path", libraries,
+            os.path.join(_peers_root, "usr/bin", program)]
 
 
 class Build:
@@ -82,14 +117,15 @@ def uri(sock, name=""):
     return f"nbd+unix:///{name}?socket={sock}"
 
 
-def _qsd(image, sock, *drivers):
+def _qsd(image, sock, *drivers, aio="io_uring"):
     """drivers: of the nodes on top of the file, in their order."""
     nodes = [f"node{number}" for number in range(len(drivers))] + ["disk"]
     above = [arg for driver, below, node in zip(drivers, nodes, nodes[1:])
              for arg in ("--blockdev",
                          f"driver={driver},node-name={node},file={below}")]
-    return ["qemu-storage-daemon",
-            "--blockdev", f"driver=file,node-name=node0,filename={image}",
+    return [*peer("qemu-storage-daemon"),
+            "--blockdev",
+            f"driver=file,node-name=node0,filename={image},aio={aio}",
             *above, "--nbd-server",
             f"addr.type=unix,addr.path={sock},max-connections=16",
             "--export", "type=nbd,id=e,node-name=disk,writable=on"]
@@ -105,10 +141,11 @@ def command(contender, image, sock, threads, build):
     if name == "serve":
         return [build.cli, "serve", image, "-U", sock,
                 "--threads", str(threads)]
-    if name == "qemu-nbd":
-        return ["qemu-nbd", "-t", "-e", "16", "-f", "qcow2", "-k", sock,
-                image]
-    return _qsd(image, sock, "raw" if name == "qsd-raw" else "qcow2")
+    aio = "threads" if name.endswith("-default") else "io_uring"
+    if name.startswith("qemu-nbd"):
+        return [*peer("qemu-nbd"), "-t", "-e", "16", f"--aio={aio}",
+                "-f", "qcow2", "-k", sock, image]
+    return _qsd(image, sock, "raw" if name == "qsd-raw" else "qcow2", aio=aio)
 
 
 def control(contender, path):

@@ -4,8 +4,10 @@
 
 Chains have three layers.  In "spread" each layer owns a random third of
 the 64 KiB pieces; in "top" every block is in the active layer, which is
-also what the writes go to.  The contenders "data_file" and "compact"
-have both overlays in that layout.
+also what the writes go to.  All images are filled by writes of 64 KiB, but
+in "top by 1 MiB": the kernel caches what a large write made in large folios,
+and a small write into one of them costs several times as much.  The
+contenders "data_file" and "compact" have both overlays in that layout.
 """
 
 import fio
@@ -15,7 +17,8 @@ from table import Group
 
 TITLE = "Data path, all blocks local, 3 layers"
 CONTENDERS = ["file", "file-again", "chain", "data-file", "compact",
-              "qemu-nbd", "qsd", "qsd-raw", "serve"]
+              "qemu-nbd", "qemu-nbd-default", "qsd", "qsd-default",
+              "qsd-raw", "serve"]
 DEFAULT_CONTENDERS = CONTENDERS[:-2]
 
 JOBS = [
@@ -32,13 +35,16 @@ JOBS = [
     ("top", fio.Job("4k randwrite QD32 fsync/32", "randwrite", "4k", 32,
                     fsync=32)),
     ("spread", fio.Job("4k randread QD1, spread", "randread", "4k", 1)),
+    ("top by 1 MiB", fio.Job("4k randwrite QD32, filled by 1 MiB",
+                             "randwrite", "4k", 32)),
 ]
 
 
 def _image(bench, contender, shape):
     sets = bench.sets
-    return (sets.spread if shape == "spread" else sets.in_top)(
-        contender.kind)
+    make = {"spread": sets.spread, "top": sets.in_top,
+            "top by 1 MiB": sets.in_top_by_chunks}[shape]
+    return make(contender.kind)
 
 
 def _metrics(group, job):

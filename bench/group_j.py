@@ -3,8 +3,8 @@
 """Group J, stream: bring a remote disk into an overlay, until durable.
 
 The remote is nbdkit with a delay before every read; all of its disk is
-data.  nbdcopy, which writes a plain raw file, runs with the settings
-that were the best of those tried at 0 and 20 ms.  QEMU's block-stream is
+data.  nbdcopy and qemu-img convert, which write a plain raw file, run with
+the settings that were the best of those tried at 0 and 20 ms.  QEMU's block-stream is
 one request after the other: it gets a smaller disk where that takes
 long, which does not change its rate.
 """
@@ -16,13 +16,13 @@ import time
 import images
 import servers
 from cells import FEW_ROUNDS
-from contenders import BY_ID
+from contenders import BY_ID, peer
 from qmp import Qmp
 from servers import CellError
 from table import Group
 
 TITLE = "Stream a remote disk, until durable"
-CONTENDERS = ["nbdcopy", "stream", "qsd-stream"]
+CONTENDERS = ["nbdcopy", "convert", "stream", "qsd-stream"]
 REFERENCE = BY_ID["nbdcopy"]
 DELAYS = (20, 5, 0)
 SIZE = 512 << 20
@@ -49,8 +49,13 @@ def _run(argv, env=None):
 
 
 def _nbdcopy(_bench, remote, image):
-    _run(["nbdcopy", "--flush", "-C", "8", "--request-size=1048576",
+    _run([*peer("nbdcopy"), "--flush", "-C", "8", "--request-size=1048576",
           remote.uri, image])
+
+
+def _convert(_bench, remote, image):
+    _run([*peer("qemu-img"), "convert", "-m", "16", "-W", "-f", "raw",
+          "-O", "raw", remote.uri, image])
 
 
 def _stream(bench, remote, image):
@@ -66,7 +71,7 @@ def _qsd_stream(bench, _remote, image):
         qmp.wait_for_end("j")
 
 
-_HOW = {"nbdcopy": _nbdcopy, "stream": _stream, "qsd-stream": _qsd_stream}
+_HOW = {"nbdcopy": _nbdcopy, "convert": _convert, "stream": _stream, "qsd-stream": _qsd_stream}
 
 
 def _timed(bench, contender, remote, image):

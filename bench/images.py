@@ -16,11 +16,12 @@ import os
 import random
 import subprocess
 
+from contenders import peer
 from nbdclient import NbdError
 from servers import CellError
 
 PIECE = 65536                   # one layer owns at least so much
-CHUNK = 1 << 20
+CHUNK = 1 << 20                 # written at a time where that is said
 SEED = 20261121
 COMPACT_CHUNK = 1 << 20
 DATA_FILE = ".data"             # after the name of its image
@@ -41,6 +42,14 @@ def _write_random(path, size):
     with open(path, "wb", buffering=0) as image:
         for offset in range(0, size, PIECE):
             image.write(os.urandom(min(PIECE, size - offset)))
+
+
+def _copy(source, path):
+    """Write PATH, with the bytes of SOURCE, by system calls of a chunk."""
+    with open(source, "rb", buffering=0) as data, \
+            open(path, "wb", buffering=0) as image:
+        while chunk := data.read(CHUNK):
+            image.write(chunk)
 
 
 def files_of(image):
@@ -158,7 +167,7 @@ class Sets:
                   "-b", backing, "-F", backing_kind, path], self.build.env)
             return
         options = ["-o", "extended_l2=on"] if kind == "qcow2-extl2" else []
-        _run(["qemu-img", "create", "-q", "-f", "qcow2", *options,
+        _run([*peer("qemu-img"), "create", "-q", "-f", "qcow2", *options,
               "-b", backing, "-F", backing_kind, path])
 
     def snapshot(self, kind, image, new):
@@ -167,15 +176,16 @@ class Sets:
         else:
             self.overlay(kind, new, image, kind)
 
-    def _fill(self, kind, image, offsets):
-        """Write the pieces of the disk at OFFSETS through a server."""
+    def _fill(self, kind, image, offsets, count=PIECE):
+        """Write COUNT bytes of the disk at each of OFFSETS through a
+        server."""
         if kind == "fvd-compact":
             offsets = _chunks_shuffled(offsets)
         server = self.start(kind, image)
         with Mapped(self.flat()) as data:
             with server.connect() as client:
                 for offset in offsets:
-                    client.write(offset, data[offset:offset + PIECE])
+                    client.write(offset, data[offset:offset + count])
                 client.flush()
         server.stop()
 
@@ -225,10 +235,18 @@ class Sets:
         return self._once(f"in-top.{kind}",
                           lambda path: self._make_in_top(kind, path))
 
-    def _make_in_top(self, kind, path):
+    def _make_in_top(self, kind, path, count=PIECE):
         self.overlay(kind, path, self._mid(kind), kind)
-        self._fill(kind, path, range(0, self.size, PIECE))
+        self._fill(kind, path, range(0, self.size, count), count)
         self._checked(kind, path)
+
+    def in_top_by_chunks(self, kind):
+        """The same, but the top was filled by writes of 1 MiB."""
+        if kind == "raw":
+            return self._once("flat-by-chunks.raw",
+                              lambda path: _copy(self.flat(), path))
+        return self._once(f"in-top-by-chunks.{kind}",
+                          lambda path: self._make_in_top(kind, path, CHUNK))
 
     def fresh(self, kind):
         """A new empty image: sparse file, or overlay over the base."""

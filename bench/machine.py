@@ -6,6 +6,8 @@ import os
 import platform
 import subprocess
 
+from contenders import peer
+
 
 def _stat_path(path):
     device = os.stat(path).st_dev
@@ -35,13 +37,14 @@ def _first_line(argv):
         result = subprocess.run(argv, capture_output=True, text=True,
                                 check=False)
     except FileNotFoundError:
-        return f"{argv[0]}: not installed"
+        return f"{argv[-2]}: not installed"
     return (result.stdout or result.stderr).strip().partition("\n")[0]
 
 
 def versions(build):
-    lines = [_first_line([tool, "--version"]) for tool in
-             ("nbdkit", "qemu-nbd", "qemu-storage-daemon", "fio")]
+    lines = [_first_line([*command, "--version"]) for command in
+             (["nbdkit"], peer("qemu-nbd"), peer("qemu-storage-daemon"),
+              peer("nbdcopy"), ["fio"])]
     if build:
         lines.insert(0, _first_line([build.cli, "--version"]))
     return lines

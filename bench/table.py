@@ -78,10 +78,18 @@ def _cell(metric, contender, reference):
     return text
 
 
+def _settings(group):
+    """What the columns were started with, where that is a choice."""
+    lines = [f"- {contender.title}: {contender.settings}"
+             for contender in group.contenders if contender.settings]
+    return lines + [""] if lines else []
+
+
 def markdown(group):
     """The group as a Markdown table."""
     titles = [contender.title for contender in group.contenders]
     lines = [f"## {group.name}. {group.title}", "",
+             *_settings(group),
              "| metric | " + " | ".join(titles) + " |",
              "|---" * (len(titles) + 1) + "|"]
     for metric in group.metrics.values():
