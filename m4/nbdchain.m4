@@ -59,3 +59,35 @@ AC_DEFUN([NC_EXPAND_DIR], [
   prefix=$nc_prefix
   exec_prefix=$nc_exec_prefix
 ])
+
+# NC_NBDKIT_VERSIONS
+# Set nc_cv_nbdkit_headers and nc_cv_nbdkit_binary to the versions of nbdkit's
+# headers, as the compiler finds them, and of the program $NBDKIT.
+AC_DEFUN([NC_NBDKIT_VERSIONS], [
+  AC_REQUIRE([AC_PROG_CPP])
+  AC_CACHE_CHECK([the version of nbdkit's headers], [nc_cv_nbdkit_headers], [
+    AC_LANG_CONFTEST([AC_LANG_SOURCE([[
+#include <stdint.h>
+#include <nbdkit-plugin.h>
+nc_version = NBDKIT_VERSION_STRING
+    ]])])
+    nc_cv_nbdkit_headers=`$CPP -P $CPPFLAGS conftest.$ac_ext 2>/dev/null |
+      tr '\n' ' ' | $SED -n 's/.*nc_version = *"\(@<:@^"@:>@*\)".*/\1/p'`
+  ])
+  AC_CACHE_CHECK([the version of nbdkit], [nc_cv_nbdkit_binary], [
+    nc_cv_nbdkit_binary=`$NBDKIT --version 2>/dev/null |
+      $SED -n '1s/^nbdkit \(@<:@^ @:>@*\).*/\1/p'`
+  ])
+])
+
+# NC_CHECK_NBDKIT_VERSIONS
+# nbdkit loads a filter only if it was built with the headers of that very
+# version.
+AC_DEFUN([NC_CHECK_NBDKIT_VERSIONS], [
+  AS_IF([test "x$nc_cv_nbdkit_headers" != "x$nc_cv_nbdkit_binary"], [
+    AC_MSG_ERROR([$NBDKIT is version $nc_cv_nbdkit_binary, but the headers of nbdkit
+  that the compiler finds are of version $nc_cv_nbdkit_headers: nbdkit would refuse the
+  filters.  Name the nbdkit to build for by PKG_CONFIG_PATH (the directory of
+  its nbdkit.pc) and NBDKIT (the program).])
+  ])
+])
