@@ -106,3 +106,20 @@ ensure_build ()
   build=$(build_dir) || return 1
   configure_in "$build" "$top" && make_in "$build"
 }
+
+# apt_for RELEASE DIR: write DIR/sources.list and DIR/apt.conf, with which a root
+# of that release of Debian takes its packages from where this machine does.
+apt_for ()
+{
+  local release=$1 dir=$2 ours
+  ours=$(. /etc/os-release && echo "$VERSION_CODENAME")
+  # shellcheck disable=SC2016      # apt's, not ours
+  apt-get indextargets --format 'deb $(REPO_URI) $(RELEASE) $(COMPONENT)' \
+          'Created-By: Packages' 'Component: main' |
+    grep -E " $ours(-updates|-security)? main\$" |
+    sed -E "s/ $ours(-updates|-security)? main/ $release\1 main/" | sort -u \
+         >"$dir/sources.list" || die "apt of this machine has no $ours"
+  apt-config dump --format '%f "%v";%n' Acquire |
+    grep -Ei '^Acquire::(https?::Proxy|Check-Valid-Until|Check-Date|Retries)' \
+         >"$dir/apt.conf" || :
+}
