@@ -20,6 +20,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/socket.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -33,8 +34,10 @@
 #include "job/record.h"
 #include "job/stream.h"
 #include "nbd/tls.h"
+#include "serve/clients.h"
 #include "serve/server.h"
 #include "serve/supervise.h"
+#include "serve/traffic.h"
 #include "util/report.h"
 #include "util/scope.h"
 #include "util/text.h"
@@ -55,19 +58,22 @@ static struct {
   char *control;                /* path of the control socket; NULL: none */
   char *jobs;                   /* path of the record of jobs; NULL: beside
                                    the image */
-  unsigned retry, max_waiting, max_connections;
+  unsigned retry, max_waiting;
+  struct nc_clients_options clients;
   enum detect_zeroes detect_zeroes;
   int follow, read_only, resume;
   int keeper_fd, memory_fd;
 } config = {
   .retry = NC_RETRY_DEFAULT,
   .max_waiting = MAX_WAITING_DEFAULT,
+  .clients = {
+    .handshake = NC_HANDSHAKE_DEFAULT, .memory = NC_TRAFFIC_MEMORY_DEFAULT,
+  },
   .keeper_fd = -1,
   .memory_fd = -1,
 };
 
 static struct nc_chain *chain;
-static _Atomic (int) n_clients;
 static struct nc_supervise *supervise;
 static struct nc_jobs *jobs;
 static struct nc_control *control;
@@ -92,6 +98,7 @@ static void
 chain_load (void)
 {
   nc_report_to (to_nbdkit);
+  nc_clients_begin ();
   config.allow = nc_allow_new ();
 }
 
@@ -114,6 +121,7 @@ chain_unload (void)
 {
   nc_supervise_end (supervise);
   stop_all ();
+  nc_clients_end ();
   nc_server_end ();
   nc_control_close (control);
   nc_jobs_free (jobs);
@@ -195,6 +203,22 @@ config_fd (const char *key, const char *value, int *fd)
 }
 
 static int
+config_memory (const char *value)
+{
+  const int64_t bytes = nbdkit_parse_size (value);
+
+  if (bytes == -1)
+    return -1;
+  if (bytes < (int64_t) NC_TRAFFIC_MEMORY_MIN) {
+    nbdkit_error ("max-memory=%s: must be at least %" PRIu64 "M", value,
+                  NC_TRAFFIC_MEMORY_MIN >> 20);
+    return -1;
+  }
+  config.clients.memory = bytes;
+  return 0;
+}
+
+static int
 chain_config (const char *key, const char *value)
 {
   if (strcmp (key, "image") == 0) {
@@ -223,7 +247,11 @@ chain_config (const char *key, const char *value)
   if (strcmp (key, "max-waiting") == 0)
     return nbdkit_parse_unsigned (key, value, &config.max_waiting);
   if (strcmp (key, "max-connections") == 0)
-    return nbdkit_parse_unsigned (key, value, &config.max_connections);
+    return nbdkit_parse_unsigned (key, value, &config.clients.max);
+  if (strcmp (key, "handshake-timeout") == 0)
+    return nbdkit_parse_unsigned (key, value, &config.clients.handshake);
+  if (strcmp (key, "max-memory") == 0)
+    return config_memory (value);
   if (strcmp (key, "detect-zeroes") == 0)
     return config_detect_zeroes (value);
   if (strcmp (key, "control") == 0)
@@ -287,6 +315,11 @@ chain_config_complete (void)
   "                      remote; 0 is no limit (default: 15).\n" \
   "max-connections=<N>   How many connections may be open at a time; 0 is no\n" \
   "                      limit (default: 0).\n" \
+  "handshake-timeout=<SECONDS>\n" \
+  "                      End connections whose handshake takes longer; 0 is\n" \
+  "                      no limit (default: 20).\n" \
+  "max-memory=<SIZE>     Memory for the data of large requests, of which a\n" \
+  "                      connection may use half (default: 1G).\n" \
   "detect-zeroes=off|on|unmap\n" \
   "                      Store written zeros as zeros (default: off).\n" \
   "enlarge=<COMMAND>     Run this when the device of a compact image is full.\n" \
@@ -411,7 +444,8 @@ chain_get_ready (void)
 static int
 stop (void *opaque __attribute__ ((__unused__)))
 {
-  return stop_all () == -1 && !nc_chain_is_durable (chain) ? -1 : n_clients;
+  return stop_all () == -1 && !nc_chain_is_durable (chain) ? -1
+    : (int) nc_clients_count ();
 }
 
 /* The operator wants the server to end. */
@@ -438,7 +472,7 @@ start_control (void)
 static int
 chain_after_fork (void)
 {
-  if (nc_chain_start (chain) == -1)
+  if (nc_chain_start (chain) == -1 || nc_clients_start (&config.clients) == -1)
     return -1;
   /* There before serve says that it is ready, and answered once there is
    * whom to ask for the end. */
@@ -488,21 +522,27 @@ chain_default_export (int readonly __attribute__ ((__unused__)),
   return "disk";
 }
 
+/* Before the handshake: what is refused here costs one thread, and reads end
+ * of file. */
+static int
+chain_preconnect (int readonly __attribute__ ((__unused__)))
+{
+  struct sockaddr_storage address;
+  socklen_t len = sizeof address;
+
+  if (nc_clients_have_sockets ())
+    nbdkit_peer_name ((struct sockaddr *) &address, &len);
+  return nc_clients_admit ();
+}
+
 static void *
 chain_open (int readonly __attribute__ ((__unused__)))
 {
-  struct nc_export *export = NULL;
-  const unsigned n = ++n_clients;
+  struct nc_export *export = nc_export_open (chain, nbdkit_export_name (),
+                                             config.max_waiting);
 
-  /* nbdkit starts the threads of a connection after this. */
-  if (config.max_connections && n > config.max_connections)
-    nbdkit_error ("refused a connection: %u are open, as many as "
-                  "max-connections= allows", config.max_connections);
-  else
-    export = nc_export_open (chain, nbdkit_export_name (),
-                             config.max_waiting);
-  if (export == NULL)
-    n_clients--;
+  if (export)
+    nc_clients_opened ();
   return export;
 }
 
@@ -510,7 +550,6 @@ static void
 chain_close (void *handle)
 {
   nc_export_close (handle);
-  n_clients--;
 }
 
 static const char *
@@ -682,6 +721,7 @@ static struct nbdkit_plugin plugin = {
   .after_fork = chain_after_fork,
   .list_exports = chain_list_exports,
   .default_export = chain_default_export,
+  .preconnect = chain_preconnect,
   .open = chain_open,
   .close = chain_close,
   .export_description = chain_export_description,
