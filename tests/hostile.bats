@@ -3,9 +3,7 @@
 # Copyright (C) 2026 The nbdchain authors
 #
 # Clients that misbehave (peers/nbd-client.py): the others are served, nothing
-# acknowledged is lost, and the server lives.  nbdkit 1.32.5 aborts when a
-# client hangs up while it has replies to send; then "nbdchain serve" must hide
-# that, and nbdkit alone is spared these clients.
+# acknowledged is lost, and the server lives.
 # shellcheck disable=SC2154             # common.bash sets these
 
 load common
@@ -111,6 +109,63 @@ is_done_or_gone ()
   serve top.fvd
   attack vanish
   soon_ends
+}
+
+@test "clients that leave while they are owed replies end nobody else" {
+  disk
+  serve top.fvd
+  attack owed
+  soon_ends
+}
+
+@test "nor do they with nbdkit alone" {
+  disk
+  serve_plain top.fvd
+  attack owed vanish
+  stop "$pid"
+}
+
+@test "large requests take no more memory than max-memory" {
+  disk
+  serve top.fvd -- max-memory=256M
+  attack greedy
+  # Besides, a few hundred threads.
+  slow || wait_for 60 memory_is_below $(((256 + 64) << 10))
+  start clients timeout 300 /usr/bin/python3 "$client" "$sock" greedy --stay
+  wait_for 60 is_done_or_gone clients.out "$pid"
+  pid=${started_pids[0]}
+  slow || memory_is_below $(((256 + 64) << 10))
+  soon_ends
+}
+
+@test "a handshake that takes too long is ended" {
+  disk
+  serve top.fvd -- handshake-timeout=1
+  attack late
+  grep "handshake took more than 1 s" serve.err
+  soon_ends
+}
+
+@test "handshakes that do not end keep nobody out" {
+  disk
+  serve top.fvd --max-connections 4 --threads 4
+  attack loiter
+  soon_ends
+}
+
+@test "handshakes that do not end use up no descriptors" {
+  disk
+  (
+    ulimit -n 100
+    serve top.fvd --max-connections 0 --threads 4
+    echo "$pid" >pid
+  )
+  pid=$(cat pid) sock=$PWD/serve.sock
+  attack loiter
+  # A message for each call that failed would be thousands.
+  [ "$(wc -l <serve.err)" -lt 300 ]
+  kill "$pid"
+  wait_for 10 is_gone "$pid"
 }
 
 # A connection has as many threads as it may, from the beginning; more of them

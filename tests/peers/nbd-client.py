@@ -323,6 +323,86 @@ def vanish(honest):
     honest.advances()
 
 
+def owed(honest):
+    """Leave with many replies under way: hang up, ask nonsense, stop in the
+    middle of a request or of the data of a write, take no more replies."""
+    ends = (lambda s: None,
+            lambda s: s.sendall(bytes(28)),
+            lambda s: s.sendall(struct.pack(">IHHQ", 0x25609513, 0, READ, 1)),
+            lambda s: send(s, WRITE, 0, 2 * BLOCK, 0, b"x" * BLOCK),
+            lambda s: send(s, WRITE, 0, 0xFFFFFFFF, 0, b"x" * BLOCK),
+            lambda s: s.shutdown(socket.SHUT_RD))
+    for i in range(120):
+        with ready() as s:
+            try:
+                s.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+                for k in range(64):
+                    send(s, READ, k << 16, 1 << 18, cookie=k)
+                if i % 3 > 0:
+                    reply(s)
+                ends[i % len(ends)](s)
+                if i % 4 == 0:
+                    s.shutdown(socket.SHUT_WR)
+            except (OSError, EOFError):
+                pass                    # the server has ended it
+    honest.advances()
+    assert honest.lost == 0, honest.lost
+
+
+def greedy(honest):
+    """As many of the largest reads as a connection can have under way, of
+    which no reply is received."""
+    stay = []
+    for _ in range(2):
+        s = ready()
+        s.setblocking(False)
+        try:
+            for i in range(200):
+                send(s, READ, 0, 60 << 20, cookie=i)
+        except BlockingIOError:
+            pass
+        stay.append(s)
+    # One that takes its replies gets on beside them.
+    with ready() as s:
+        for i in range(40):
+            send(s, READ, 0, 32 << 20, cookie=i)
+            assert reply(s)[0] == 0
+    honest.advances()
+    return stay
+
+
+def late(honest):
+    """Ten handshakes that do not end, each at another step.  The server ends
+    them, and others are served meanwhile."""
+    stay = []
+    for i in range(10):
+        s = connect()
+        s.sendall(HANDSHAKE[:i * 2])
+        stay.append(s)
+    honest.advances()
+    for s in stay:
+        try:
+            while s.recv(65536):
+                pass
+        except OSError:
+            pass
+        s.close()
+
+
+def loiter(honest):
+    """More handshakes that do not end than connections may be open.  Each
+    new client is served all the same, and none that was is ended."""
+    stay = [connect() for _ in range(100)]
+    for _ in range(10):
+        with ready() as s:
+            send(s, READ, 0, 512)
+            assert reply(s)[0] == 0
+        stay.append(connect())
+    honest.advances()
+    assert honest.lost == 0, honest.lost
+    return stay
+
+
 def crowd(honest):
     """200 connections at a time, all of them idle, and one more that works."""
     stay = []
