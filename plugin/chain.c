@@ -15,6 +15,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
+#include <signal.h>
 #include <stdbool.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -97,6 +98,7 @@ to_nbdkit (enum nc_report_level level, const char *fmt, va_list args)
 static void
 chain_load (void)
 {
+  signal (SIGXFSZ, SIG_IGN);    /* a write beyond "ulimit -f" is EFBIG */
   nc_report_to (to_nbdkit);
   nc_clients_begin ();
   config.allow = nc_allow_new ();

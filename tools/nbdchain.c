@@ -16,9 +16,12 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "log.h"
 #include "progress.h"
 #include "util/report.h"
 #include "util/scope.h"
+#include "util/standard-fds.h"
+#include "util/text.h"
 
 struct command {
   const char *name;
@@ -157,22 +160,24 @@ hush_reports (bool on)
 static void __attribute__ ((__format__ (printf, 2, 0)))
 to_stderr (enum nc_report_level level, const char *fmt, va_list args)
 {
-  NC_FREE char *text = NULL;
+  NC_FREE char *text = NULL, *line = NULL;
+  int len;
 
   if (level == NC_REPORT_DEBUG || hushed)
     return;
-  if (vasprintf (&text, fmt, args) == -1) {
-    text = NULL;
-    vfprintf (stderr, fmt, args);
+  text = nc_text_format (fmt, args);
+  len = asprintf (&line, "%snbdchain: %s\n",
+                  !systemd_reads (STDERR_FILENO) ? "" :
+                  level == NC_REPORT_ERROR ? SYSTEMD_ERROR : SYSTEMD_NOTICE,
+                  text ? text : "no memory for a message");
+  if (len == -1) {
+    line = NULL;
     return;
   }
   flockfile (stderr);
   progress_hide ();
-  if (systemd_reads (STDERR_FILENO))
-    fputs (level == NC_REPORT_ERROR ? SYSTEMD_ERROR : SYSTEMD_NOTICE, stderr);
-  fputs ("nbdchain: ", stderr);
-  print_text (stderr, text);
-  putc ('\n', stderr);
+  if (!log_write (line, len))
+    fputs (line, stderr);
   funlockfile (stderr);
 }
 
@@ -212,8 +217,12 @@ main (int argc, char *argv[])
 {
   size_t i;
 
-  /* A closed pipe, or a peer that hangs up, is an error of one write. */
+  if (nc_open_standard_fds () == -1)
+    return EXIT_FAILED;         /* with nowhere to say so */
+  /* A closed pipe, a peer that hangs up, and a file that may not be this
+   * large (ulimit -f) are an error of one write. */
   signal (SIGPIPE, SIG_IGN);
+  signal (SIGXFSZ, SIG_IGN);
   nc_report_to (to_stderr);
 
   if (argc < 2) {

@@ -15,6 +15,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "log.h"
 #include "nbd/tls.h"
 #include "tools.h"
 #include "util/report.h"
@@ -677,6 +678,8 @@ serve_main (int argc, char *argv[])
   int own = 1, image, status;
   char **extra;
 
+  if (log_begin () == -1)
+    return EXIT_FAILED;
   /* What follows "--" is not ours. */
   while (own < argc && strcmp (argv[own], "--") != 0)
     own++;

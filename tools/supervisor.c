@@ -38,6 +38,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "log.h"
 #include "tools.h"
 #include "util/report.h"
 #include "util/scope.h"
@@ -112,9 +113,13 @@ become_nbdkit (const struct supervisor *s, int keeper)
   setsid ();
   signal (SIGPIPE, SIG_DFL);
   signal (SIGHUP, SIG_DFL);
+  signal (SIGXFSZ, SIG_DFL);
   sigemptyset (&none);
   sigprocmask (SIG_SETMASK, &none, NULL);
 
+  /* Standard output has our URI and nothing else. */
+  if (dup2 (log_writing_fd (), 1) == -1 || dup2 (log_writing_fd (), 2) == -1)
+    fail_child ("dup2");
   for (i = 0; i < 3; i++) {
     high[i] = fcntl (from[i], F_DUPFD_CLOEXEC, 10);
     if (high[i] == -1)
@@ -124,8 +129,7 @@ become_nbdkit (const struct supervisor *s, int keeper)
     if (dup2 (high[i], to[i]) == -1)
       fail_child ("dup2");
   null_fd = open ("/dev/null", O_RDONLY | O_CLOEXEC);
-  /* Standard output has our URI and nothing else. */
-  if (null_fd == -1 || dup2 (null_fd, 0) == -1 || dup2 (2, 1) == -1)
+  if (null_fd == -1 || dup2 (null_fd, 0) == -1)
     fail_child ("/dev/null");
 
   snprintf (pid, sizeof pid, "%jd", (intmax_t) getpid ());
@@ -402,12 +406,16 @@ static void
 reap (struct supervisor *s)
 {
   int status;
+  pid_t pid;
 
-  if (s->pid == 0 || waitpid (s->pid, &status, WNOHANG) != s->pid)
-    return;
-  /* What it said before it ended comes first. */
-  receive_messages (s);
-  handle_end (s, status);
+  /* As process 1 of a container we inherit the processes of others. */
+  while ((pid = waitpid (-1, &status, WNOHANG)) > 0)
+    if (pid == s->pid) {
+      /* What it said before it ended comes first. */
+      log_receive (true);
+      receive_messages (s);
+      handle_end (s, status);
+    }
 }
 
 static void
@@ -473,25 +481,32 @@ time_left (const struct supervisor *s)
   if (s->kill_at != 0 && (next == 0 || s->kill_at < next))
     next = s->kill_at;
   if (next == 0)
-    return -1;
-  return next > t ? (int) (next - t) : 0;
+    return log_time_left ();
+  next = next > t ? next - t : 0;
+  return log_time_left () >= 0 && log_time_left () < (int) next
+    ? log_time_left () : (int) next;
 }
 
 static void
 run (struct supervisor *s)
 {
-  struct pollfd fds[2] = { { .events = POLLIN }, { .events = POLLIN } };
+  struct pollfd fds[3] = {
+    { .events = POLLIN }, { .events = POLLIN },
+    { .fd = log_reading_fd (), .events = POLLIN },
+  };
 
   s->start_at = now ();
   start_when_due (s);
   while (!s->ended) {
     fds[0].fd = s->signal_fd;
     fds[1].fd = s->keeper_fd;   /* -1 is ignored */
-    if (poll (fds, 2, time_left (s)) == -1 && errno != EINTR) {
+    if (poll (fds, 3, time_left (s)) == -1 && errno != EINTR) {
       nc_error ("poll: %m");
       end (s, EXIT_FAILED);
       break;
     }
+    log_receive (false);
+    log_tick (false);
     receive_messages (s);
     receive_signals (s);
     if (!s->ended)
@@ -527,6 +542,8 @@ supervise (const struct supervisor_options *options)
   else
     run (&s);
 
+  log_receive (true);
+  log_tick (true);
   /* Closing the socket pair also ends an nbdkit that still runs. */
   if (s.keeper_fd >= 0)
     close (s.keeper_fd);
