@@ -676,3 +676,22 @@ refuses_record ()
   run -0 "$qmp" as-user 0 "$scratch/own/qmp"
   [[ $output == *GenericError*"only the user"* ]]
 }
+
+@test "strings may be in single quotes, as QEMU takes them" {
+  serve_chain
+  [ "$(ask "{'execute': 'query-version', 'id': 'it\\'s \"one\"'}" |
+       member "D['id']")" = "it's \"one\"" ]
+  ask "{'execute': \"query-status\", 'id': {'a\\\\': '{[\\u00e4'}}" |
+    member "D['id']" | grep -F "{'a\\\\': '{[ä'}"
+  ask "{'execute': 'x" | grep -q error
+}
+
+@test "messages are ASCII, whatever names they contain" {
+  truncate -s 1M base.raw
+  make_overlay 'ä€😀.fvd' base.raw
+  serve 'ä€😀.fvd' --control qmp
+  ask '{"execute": "query-named-block-nodes", "id": "ü"}' >reply
+  run ! LC_ALL=C grep -P '[^\x00-\x7f]' reply
+  [ "$(member "D['id']" <reply)" = ü ]
+  member "D['return'][0]['file']" <reply | grep -q 'ä€😀.fvd'
+}

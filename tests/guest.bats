@@ -122,3 +122,28 @@ digest ()
   guest_boot "$guest" "$uri" fsck endured
   guest_end "$server"
 }
+
+@test "what nbd-client makes of a restart of the server" {
+  truncate -s 64M base.raw
+  printf served | dd of=base.raw conv=notrunc status=none
+  "$NBDCHAIN" create -b base.raw -F raw top.fvd
+  guest_serve top.fvd -p 0 -i 127.0.0.1
+  [[ $uri =~ ^nbd://127\.0\.0\.1:([0-9]+)/$ ]]
+  port=${BASH_REMATCH[1]}
+
+  : >console
+  guest_start guest "${boot_guest[@]}" --net "$guest" "$guest/disk.raw" \
+    "restart:$port"
+  booted=$started
+  for times in 1 2; do
+    until_true 200 said 'attached with' "$times"
+    pkill -KILL -P "$server"
+  done
+  status=0
+  wait "$booted" || status=$?
+  cat guest.out guest.err
+  [ "$status" -eq 0 ]
+  # What the manuals say of it.
+  [ "$(grep -c 'guest: attached anew, /dev/nbd0 reads' console)" -eq 2 ]
+  grep 'guest: after a restart' console
+}

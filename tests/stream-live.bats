@@ -224,6 +224,15 @@ for block in after:
   [ "$(layers)" = "top.fvd base.raw" ]
 }
 
+@test "base is found by whatever path leads to its file" {
+  serve_chain
+  mkdir elsewhere
+  ln -s .. elsewhere/up
+  block_stream "\"base\": \"$PWD/elsewhere/up/./base.raw\"" | grep return
+  wait_for 20 job_is 'J == {}'
+  [ "$(layers)" = "top.fvd base.raw" ]
+}
+
 @test "behind the end of a shorter base there are zeros all the while" {
   make_base base.raw 3000001
   make_overlay top.fvd base.raw 9M

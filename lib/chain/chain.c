@@ -804,6 +804,7 @@ look_at_layer (const struct nc_view *view, size_t i,
     .storage = storage_of (layer->dev) + storage_of (layer->data_dev),
   };
   nc_uuid_format (&layer->uuid, info->uuid);
+  nc_dev_file_id (layer->dev, &info->st_dev, &info->st_ino);
   return layer->format->allocated (layer, &info->allocated);
 }
 

@@ -14,6 +14,7 @@
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <sys/types.h>
 
 #include "data/extents.h"
 
@@ -140,6 +141,8 @@ struct nc_chain_layer {
   uint64_t allocated;           /* bytes of the disk that it holds */
   uint32_t block_size;
   char uuid[37];                /* "" = none */
+  dev_t st_dev;                 /* of its file, or of the device node; 0 and 0 */
+  ino_t st_ino;                 /* of a remote */
 };
 
 /* Call FN for each layer, the active one first.  Layers may be written and

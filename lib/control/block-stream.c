@@ -16,6 +16,7 @@
 #include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/stat.h>
 
 #include "chain/chain.h"
 #include "control/command.h"
@@ -51,6 +52,12 @@ const struct nc_arg nc_block_stream_args[] = {
 struct request {
   struct nc_chain *chain;
   const char *device, *id, *base, *base_node, *backing_file, *bottom;
+
+  bool base_is_file;            /* and these are its: */
+  dev_t st_dev;
+  ino_t st_ino;
+  const char *same_file;        /* name of the layer below the active one that
+                                   has that file; NULL: none */
 
   const char *active;           /* name of the active layer */
   char names[NAMES_TEXT];       /* of those that could be meant */
@@ -107,6 +114,19 @@ add_name (struct request *r, const char *name)
   snprintf (r->names + len, room, "%s%s", comma, r->is_full ? rest : name);
 }
 
+/* As nc_dev_file_id has it.  The path is only looked at, not opened. */
+static void
+look_at_base (struct request *r)
+{
+  struct stat st;
+
+  if (r->base == NULL || stat (r->base, &st) == -1)
+    return;
+  r->base_is_file = true;
+  r->st_dev = S_ISBLK (st.st_mode) ? 0 : st.st_dev;
+  r->st_ino = S_ISBLK (st.st_mode) ? st.st_rdev : st.st_ino;
+}
+
 /* Whether LAYER is the one to stop above; the one below it, for "bottom". */
 static int
 look_at_layer (void *opaque, const struct nc_chain_layer *layer)
@@ -122,6 +142,9 @@ look_at_layer (void *opaque, const struct nc_chain_layer *layer)
     add_name (r, layer->name);
   if (r->found || (layer->depth == 0 && !r->bottom))
     return 0;
+  if (r->base_is_file && !layer->remote && layer->st_dev == r->st_dev &&
+      layer->st_ino == r->st_ino)
+    r->same_file = layer->name;
   if (r->base ? strcmp (layer->path, r->base) == 0
       : name && strcmp (layer->name, name) == 0) {
     r->found = true;
@@ -158,6 +181,7 @@ find_layers (struct request *r, struct nc_command_error *error)
   const char *name = r->base ? r->base : r->base_node ? r->base_node
     : r->bottom;
 
+  look_at_base (r);
   if (nc_chain_each_layer (r->chain, look_at_layer, r) == -1)
     return refuse (error, "the chain cannot be looked at: %s",
                    errno == ESHUTDOWN ? "the server is stopping"
@@ -167,6 +191,10 @@ find_layers (struct request *r, struct nc_command_error *error)
                    "the node name of the active layer", r->device);
   if (r->base && !r->found && find_recorded (r, error) == -1)
     return -1;
+  if (r->base && !r->found && r->same_file) {
+    r->down_to = r->same_file;
+    r->found = true;
+  }
   if (name && !r->found)
     return refuse (error, "there is no layer '%.100s' %s%s%s", name,
                    r->bottom ? "in the chain" : "below the active one",

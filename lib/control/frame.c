@@ -2,7 +2,8 @@
 /* Copyright (C) 2026 The nbdchain authors */
 
 /* Brackets are counted, outside of strings; whether what is between them is
- * JSON, the parser says later. */
+ * JSON, the parser says later.  As in QEMU, strings may be in single quotes,
+ * and \' is an apostrophe: what the parser gets is JSON. */
 
 #include <config.h>
 
@@ -15,7 +16,8 @@ nc_frame_reset (struct nc_frame *frame)
 {
   frame->len = 0;
   frame->depth = 0;
-  frame->in_string = frame->escaped = frame->bad = false;
+  frame->quote = '\0';
+  frame->escaped = frame->bad = false;
 }
 
 void
@@ -44,15 +46,22 @@ append (struct nc_frame *frame, char c)
 }
 
 /* C is in a string, or ends it. */
-static void
+static enum nc_frame_result
 feed_string (struct nc_frame *frame, char c)
 {
+  const bool escaped = frame->escaped;
+
+  frame->escaped = !escaped && c == '\\';
   if (frame->escaped)
-    frame->escaped = false;
-  else if (c == '\\')
-    frame->escaped = true;
-  else if (c == '"')
-    frame->in_string = false;
+    return NC_FRAME_MORE;       /* what follows says whether it stays */
+  if (!escaped && c == frame->quote) {
+    frame->quote = '\0';
+    return append (frame, '"');
+  }
+  if ((escaped ? c != '\'' : c == '"') &&
+      append (frame, '\\') == NC_FRAME_NO_MEMORY)
+    return NC_FRAME_NO_MEMORY;
+  return append (frame, c);
 }
 
 /* Between texts, or in a line that is none. */
@@ -79,18 +88,18 @@ nc_frame_feed (struct nc_frame *frame, char c)
   if (frame->bad || (frame->depth == 0 && !opens))
     return feed_outside (frame, c);
   /* No string has the end of a line in it. */
-  if (frame->in_string && c == '\n') {
+  if (frame->quote && c == '\n') {
     nc_frame_reset (frame);
     return NC_FRAME_BAD;
   }
-  r = append (frame, c);
-  if (r != NC_FRAME_MORE)
+  if (frame->quote)
+    return feed_string (frame, c);
+  if (c == '"' || c == '\'')
+    frame->quote = c;
+  r = append (frame, frame->quote ? '"' : c);
+  if (r != NC_FRAME_MORE || frame->quote)
     return r;
-  if (frame->in_string)
-    feed_string (frame, c);
-  else if (c == '"')
-    frame->in_string = true;
-  else if (opens && ++frame->depth > NC_FRAME_DEPTH)
+  if (opens && ++frame->depth > NC_FRAME_DEPTH)
     return NC_FRAME_TOO_LARGE;
   else if ((c == '}' || c == ']') && --frame->depth == 0)
     return NC_FRAME_TEXT;

@@ -19,12 +19,14 @@ struct nc_frame {
   char *text;                   /* what came of the current text */
   size_t len, size;
   unsigned depth;
-  bool in_string, escaped, bad;
+  char quote;                   /* that ends the string; 0: in none */
+  bool escaped, bad;
 };
 
 enum nc_frame_result {
   NC_FRAME_MORE,                /* nothing is complete */
-  NC_FRAME_TEXT,                /* text[0..len-1] is; nc_frame_reset */
+  NC_FRAME_TEXT,                /* text[0..len-1] is, with strings in double
+                                   quotes; nc_frame_reset */
   NC_FRAME_BAD,                 /* a line is no JSON, and dropped */
   NC_FRAME_TOO_LARGE,           /* longer or deeper than allowed: give up */
   NC_FRAME_NO_MEMORY,

@@ -120,11 +120,12 @@ drop_locked (struct client *client)
   wake (client->wake_fd);
 }
 
-/* A message as a line. */
+/* A message as a line, in ASCII as QEMU's are. */
 static char *
 line_of (json_t *message, size_t *len)
 {
-  char *text = message ? json_dumps (message, JSON_COMPACT) : NULL;
+  char *text = message ? json_dumps (message, JSON_COMPACT |
+                                       JSON_ENSURE_ASCII) : NULL;
   char *line = text ? realloc (text, strlen (text) + 3) : NULL;
 
   if (line == NULL) {
