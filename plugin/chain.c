@@ -39,6 +39,7 @@
 #include "serve/server.h"
 #include "serve/supervise.h"
 #include "serve/traffic.h"
+#include "util/atomic-file.h"
 #include "util/report.h"
 #include "util/scope.h"
 #include "util/text.h"
@@ -358,7 +359,6 @@ jobs_path (char uuid[37])
 {
   const char *image = nc_chain_active_path (chain, uuid);
   struct stat st;
-  char *path;
 
   /* Without a UUID nothing tells an image from one that took its name. */
   if (!config.resume || !nc_chain_is_writable (chain) || *uuid == '\0')
@@ -369,7 +369,7 @@ jobs_path (char uuid[37])
     nc_debug ("%s: which jobs run is not recorded", image);
     return NULL;
   }
-  return asprintf (&path, "%s.jobs", image) == -1 ? NULL : path;
+  return nc_path_beside (image, ".jobs");
 }
 
 /* What a record of jobs would take the place of must be one.  A raw layer has

@@ -178,6 +178,30 @@ assert h.pread(65536, 0) == b"x" * 65536'
   [ "$status" -le 1 ]
 }
 
+@test "names of 255 bytes are those of images, and what goes with them is cut" {
+  local name other
+  name=$(printf '%0251d' 0).fvd other=$(printf '%0250d' 0)1.fvd
+  head -c 1M /dev/urandom >base.raw
+  "$NBDCHAIN" create -b base.raw -F raw "$name" >/dev/null
+  "$NBDCHAIN" create -b base.raw -F raw "$other" >/dev/null
+  start serve "$NBDCHAIN" serve "$name" -U "$PWD/serve.sock" --control qmp
+  wait_for 60 test -s serve.out
+  "$NBDCHAIN" stream --speed 10K qmp
+  is_recorded () { ls | grep -q 'jobs$'; }
+  wait_for 20 is_recorded
+  [ "$(ls | grep 'jobs$' | wc -c)" -eq 256 ]
+  stop "$pid"
+  # It is not the record of another one whose name begins so.
+  start serve "$NBDCHAIN" serve "$other" -U "$PWD/serve.sock" --control qmp
+  wait_for 60 test -s serve.out
+  "$NBDCHAIN" jobs qmp | grep -q 'No jobs'
+  stop "$pid"
+  start serve "$NBDCHAIN" serve "$name" -U "$PWD/serve.sock" --control qmp
+  wait_for 60 test -s serve.out
+  "$NBDCHAIN" jobs qmp | grep -q stream
+  stop "$pid"
+}
+
 @test "serve reaps processes that it has inherited" {
   disk
   # The child of a child that ends is that of the next subreaper.

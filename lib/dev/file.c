@@ -23,6 +23,7 @@
 #include <linux/falloc.h>
 #include <linux/fs.h>
 #include <pthread.h>
+#include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
@@ -524,6 +525,8 @@ report_holder (const struct file *f, const struct flock *holder)
   return -1;
 }
 
+static _Atomic (bool) said_no_locks; /* once is enough */
+
 static int
 take_locks (struct file *f)
 {
@@ -541,7 +544,10 @@ take_locks (struct file *f)
   if (r == 0)
     r = lock_bytes (f->fd, F_OFD_GETLK, LOCK_UNSHARED, used, &holder);
   if (r == -1) {
-    nc_debug ("%s: no locks here: %m", f->dev.name);
+    if (!atomic_exchange (&said_no_locks, true))
+      nc_notice ("warning: %s: its storage has no locks (%m): nothing keeps "
+                 "another program from writing to an image that is in use",
+                 f->dev.name);
     return 0;
   }
   return r == 1 ? report_holder (f, &holder) : 0;

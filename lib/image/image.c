@@ -29,6 +29,7 @@
 #include "image/find-zeros.h"
 #include "image/internal.h"
 #include "util/checked.h"
+#include "util/atomic-file.h"
 #include "util/report.h"
 #include "util/scope.h"
 
@@ -132,6 +133,7 @@ is_block_device (const char *path)
 static int
 new_file_open (struct new_file *nf, const char *path, uint64_t size)
 {
+  char suffix[20];
   struct stat st;
   int fd;
 
@@ -152,8 +154,9 @@ new_file_open (struct new_file *nf, const char *path, uint64_t size)
     errno = EEXIST;
     return -1;
   }
-  if (asprintf (&nf->tmp, "%s.new.%d", path, (int) getpid ()) == -1) {
-    nf->tmp = NULL;
+  snprintf (suffix, sizeof suffix, ".new.%d", (int) getpid ());
+  nf->tmp = nc_path_beside (path, suffix);
+  if (nf->tmp == NULL) {
     nc_error ("%s: %m", path);
     return -1;
   }

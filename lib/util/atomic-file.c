@@ -11,11 +11,15 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <inttypes.h>
 #include <libgen.h>
+#include <limits.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
+
+#include <xxhash.h>
 
 #include "util/scope.h"
 
@@ -29,6 +33,27 @@ nc_sync_directory (const char *path)
                                  O_RDONLY | O_DIRECTORY | O_CLOEXEC) : -1;
 
   return fd == -1 ? -1 : fsync (fd);
+}
+
+char *
+nc_path_beside (const char *path, const char *suffix)
+{
+  const char *slash = strrchr (path, '/');
+  const char *name = slash ? slash + 1 : path;
+  const size_t room = NAME_MAX - strlen (suffix);
+  char *beside;
+  int r;
+
+  if (strlen (name) <= room)
+    r = asprintf (&beside, "%s%s", path, suffix);
+  else
+    r = asprintf (&beside, "%.*s%.*s-%016" PRIx64 "%s", (int) (name - path),
+                  path, (int) (room - 17), name,
+                  (uint64_t) XXH3_64bits (name, strlen (name)), suffix);
+  if (r != -1)
+    return beside;
+  errno = ENOMEM;
+  return NULL;
 }
 
 static int
@@ -52,17 +77,17 @@ write_all (int fd, const char *text, size_t len)
 static int
 open_beside (const char *path, mode_t mode, char **tmp)
 {
+  char suffix[16];
   int fd = -1;
 
   *tmp = NULL;
   errno = EEXIST;
   for (unsigned i = 0; fd == -1 && errno == EEXIST && i < NAMES; i++) {
     free (*tmp);
-    if (asprintf (tmp, "%s.new.%x", path, (unsigned) getpid () + i) == -1) {
-      *tmp = NULL;
-      errno = ENOMEM;
+    snprintf (suffix, sizeof suffix, ".new.%x", (unsigned) getpid () + i);
+    *tmp = nc_path_beside (path, suffix);
+    if (*tmp == NULL)
       return -1;
-    }
     fd = open (*tmp, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC | O_NOFOLLOW,
                mode);
   }

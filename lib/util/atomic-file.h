@@ -8,6 +8,12 @@
 
 #include <sys/types.h>
 
+/* PATH with SUFFIX added, for a file that goes with PATH.  Where the name would
+ * be longer than NAME_MAX, what does not fit of PATH's own is replaced by a
+ * hash of it.  Allocated; NULL with errno ENOMEM, not reported. */
+extern char *nc_path_beside (const char *path, const char *suffix)
+  __attribute__ ((__nonnull__ (1, 2)));
+
 /* Make TEXT the content of the file PATH, by a new file with a name beside it
  * that nothing else had; durable when it returns.  What PATH was is not looked
  * at: the caller has made sure that it may go.  A symbolic link is replaced,

@@ -55,6 +55,27 @@ pread (int fd, void *buf, size_t count, off_t offset)
   return real (fd, buf, count, offset);
 }
 
+/* Storage without locks. */
+static bool has_no_locks;
+
+int
+fcntl (int fd, int command, ...)
+{
+  int (*real) (int, int, void *);
+  va_list args;
+  void *arg;
+
+  va_start (args, command);
+  arg = va_arg (args, void *);
+  va_end (args);
+  if (has_no_locks && (command == F_OFD_SETLK || command == F_OFD_GETLK)) {
+    errno = ENOLCK;
+    return -1;
+  }
+  *(void **) &real = dlsym (RTLD_NEXT, "fcntl64");
+  return real (fd, command, arg);
+}
+
 /* Somebody who writes out fails late, after a sync has begun. */
 static struct {
   _Atomic (bool) wanted, entered, synced;
@@ -677,11 +698,47 @@ test_standing_back (void)
   unlink (path);
 }
 
+/* Messages that begin with "warning:". */
+static unsigned warnings;
+
+static void __attribute__ ((__format__ (printf, 2, 0)))
+count_warnings (enum nc_report_level level,
+                const char *fmt, va_list args __attribute__ ((__unused__)))
+{
+  warnings += level == NC_REPORT_NOTICE && strncmp (fmt, "warning:", 8) == 0;
+}
+
+static void
+test_no_locks (void)
+{
+  char image[] = "/tmp/nbdchain-test.XXXXXX";
+  const int fd = mkstemp (image);
+  unsigned opened = 0;
+
+  must (fd >= 0, "mkstemp");
+  close (fd);
+  nc_report_to (count_warnings);
+  has_no_locks = true;
+  for (unsigned i = 0; i < 3; ++i) {
+    struct nc_dev *dev = nc_dev_open_file (image, NC_DEV_WRITE);
+
+    opened += dev != NULL;
+    if (dev)
+      nc_dev_close (dev);
+  }
+  has_no_locks = false;
+  nc_report_to (tap_sink);
+  unlink (image);
+  ok (opened == 3 && warnings == 1,
+      "storage without locks is used, and that is told once");
+}
+
 int
 main (void)
 {
   tap_start (60);
 
+  test_no_locks ();
   test_not_connected ();
   test_failed_sync ();
   test_two_syncs ();
