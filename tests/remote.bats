@@ -1243,3 +1243,32 @@ END
   [[ $output == "nbdchain: $remote: "* ]]
   [ ! -e a.fvd ]
 }
+
+@test "of a host with two addresses the one that answers is used" {
+  local port
+  need_mount
+  port=$(free_port)
+  head -c 1M /dev/urandom >base.raw
+  printf '127.0.0.1 two.test\n127.0.0.2 two.test\n' >hosts
+  start base "$NBDKIT" -f -r -t 1 -i 127.0.0.2 -p "$port" -P base.pid \
+    file base.raw
+  wait_for 60 test -s base.pid
+  # Where the queue of those that connect is full a SYN gets no answer.
+  start hole /usr/bin/python3 -c '
+import socket, sys, time
+at = ("127.0.0.1", int(sys.argv[1]))
+hole = socket.socket()
+hole.bind(at)
+hole.listen(0)
+full = []
+for _ in range(8):
+    s = socket.socket()
+    s.setblocking(False)
+    s.connect_ex(at)
+    full.append(s)
+print("full", flush=True)
+time.sleep(600)' "$port"
+  wait_for 60 test -s hole.out
+  unshare -m sh -c 'mount --bind hosts /etc/hosts && exec "$@"' sh \
+    "$NBDCHAIN" create -b "nbd://two.test:$port/" -F raw top.fvd
+}

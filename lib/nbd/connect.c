@@ -16,7 +16,11 @@
 #include "nbd/internal.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <inttypes.h>
+#include <netdb.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
 #include <poll.h>
 #include <signal.h>
 #include <stdio.h>
@@ -29,6 +33,7 @@
 #include <unistd.h>
 
 #include "nbd/tls.h"
+#include "nbd/uri.h"
 #include "util/clock.h"
 #include "util/scope.h"
 
@@ -395,6 +400,97 @@ use_certificates (struct conn *conn, struct nc_tls_dir *dir)
   return 0;
 }
 
+/* Whether FD gets connected by then.  An error of it stays. */
+static bool
+is_connected (const struct conn *conn, int fd, uint64_t until)
+{
+  struct pollfd ready = { .fd = fd, .events = POLLOUT };
+
+  while (nc_now () < until && !conn_must_stop ((struct conn *) conn))
+    if (poll (&ready, 1, 100) == 1)
+      return ready.revents == POLLOUT;
+  return false;
+}
+
+/* Connect to ADDRESS.  Returns a socket that does not block, or -1. */
+static int
+connect_address (const struct conn *conn, const struct addrinfo *address,
+                 uint64_t until)
+{
+  const int one = 1;
+  const int fd = socket (address->ai_family, SOCK_STREAM | SOCK_CLOEXEC |
+                         SOCK_NONBLOCK, address->ai_protocol);
+
+  if (fd == -1)
+    return -1;
+  setsockopt (fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one);
+  if ((connect (fd, address->ai_addr, address->ai_addrlen) == 0 ||
+       errno == EINPROGRESS) && is_connected (conn, fd, until))
+    return fd;
+  close (fd);
+  return -1;
+}
+
+/* The addresses of a host name; NULL: there is one at most. */
+static struct addrinfo *
+several_addresses (const struct nbd *nbd)
+{
+  const struct addrinfo hints = { .ai_socktype = SOCK_STREAM };
+  struct addrinfo *addresses = NULL;
+  struct nc_uri uri = { 0 };
+  char port[16];
+
+  if (nbd->argv == NULL &&
+      nc_uri_parse (nbd->dev.name, nbd->dev.name, EINVAL, &uri) == 0 &&
+      uri.host) {
+    snprintf (port, sizeof port, "%d", uri.port);
+    if (getaddrinfo (uri.host, port, &hints, &addresses) != 0)
+      addresses = NULL;
+  }
+  free (uri.scheme);
+  free (uri.host);
+  free (uri.export_name);
+  free (uri.socket);
+  if (addresses == NULL || addresses->ai_next)
+    return addresses;
+  freeaddrinfo (addresses);
+  return NULL;
+}
+
+/* A host name may have several addresses.  libnbd takes the first that does
+ * not refuse at once, and the kernel goes on for two minutes with one that
+ * never answers.  So if that does not get connected, try the others, each of
+ * which shares what is left of the limit with those after it.  The socket
+ * takes the place of libnbd's, for the handle has the host name that a
+ * certificate is checked with. */
+static void
+connect_any (struct conn *conn, uint64_t deadline)
+{
+  struct addrinfo *addresses = several_addresses (conn->nbd), *a;
+  const int libnbd_fd = nbd_aio_get_fd (conn->h);
+  uint64_t n = 1;
+  int fd = -1;
+
+  for (a = addresses; a; a = a->ai_next)
+    n++;
+  if (addresses == NULL || libnbd_fd == -1 ||
+      is_connected (conn, libnbd_fd,
+                    nc_now () + (deadline - nc_now ()) / n))
+    goto out;
+  for (a = addresses->ai_next; a && fd == -1 && nc_now () < deadline;
+       a = a->ai_next)
+    fd = connect_address (conn, a,
+                          nc_now () + (deadline - nc_now ()) / --n);
+  if (fd >= 0) {
+    dup3 (fd, libnbd_fd, O_CLOEXEC);
+    close (fd);
+  }
+
+ out:
+  if (addresses)
+    freeaddrinfo (addresses);
+}
+
 /* Connect, within a limit.  Returns -1 with the reason kept. */
 static int
 establish (struct conn *conn)
@@ -410,6 +506,7 @@ establish (struct conn *conn)
     conn_keep_reason (conn);
     return -1;
   }
+  connect_any (conn, deadline);
   while (nbd_aio_is_ready (conn->h) != 1) {
     if (conn_is_finished (conn)) {
       snprintf (conn->reason, sizeof conn->reason,
