@@ -135,7 +135,7 @@ digest ()
   guest_start guest "${boot_guest[@]}" --net "$guest" "$guest/disk.raw" \
     "restart:$port"
   booted=$started
-  for times in 1 2; do
+  for times in 1 2 3; do
     until_true 200 said 'attached with' "$times"
     pkill -KILL -P "$server"
   done
@@ -143,7 +143,9 @@ digest ()
   wait "$booted" || status=$?
   cat guest.out guest.err
   [ "$status" -eq 0 ]
-  # What the manuals say of it.
-  [ "$(grep -c 'guest: attached anew, /dev/nbd0 reads' console)" -eq 2 ]
+  # What the manuals say works.  With -persist nbd-client 3.24 loses the device;
+  # a later one may not.
   grep 'guest: after a restart' console
+  [ "$(grep -c 'guest: attached anew, /dev/nbd0 reads' console)" -eq 2 ]
+  grep -q 'guest: after a restart with a loop: /dev/nbd0 reads' console
 }
