@@ -965,14 +965,17 @@ nc_export_open (struct nc_chain *chain, const char *name,
   struct nc_view *view = nc_view_pin (&chain->views);
   struct nc_layer *layer = view->layers[0];
   struct nc_export *export;
+  static struct nc_repeat unknown;      /* names that clients ask for */
+  char times[NC_REPEAT_TEXT];
   bool disk = *name == '\0' || strcmp (name, "disk") == 0;
 
   for (size_t i = 1; !disk && i < view->n; ++i)
     if (strcmp (view->layers[i]->name, name) == 0)
       layer = view->layers[i];
   if (!disk && layer == view->layers[0]) {
-    nc_error ("export '%s' does not exist; there are \"\" (the disk) and "
-              "the layers below it by name", name);
+    if (nc_repeat_report (&unknown, 1, times))
+      nc_error ("export '%s' does not exist; there are \"\" (the disk) and "
+                "the layers below it by name%s", name, times);
     errno = ENOENT;
     goto fail;
   }

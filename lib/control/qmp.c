@@ -322,6 +322,8 @@ transmit (struct client *client)
 static bool
 is_dropped (struct client *client)
 {
+  static struct nc_repeat unread;
+  char times[NC_REPEAT_TEXT];
   bool slow;
 
   {
@@ -330,9 +332,9 @@ is_dropped (struct client *client)
       return false;
     slow = client->slow;
   }
-  if (slow)
+  if (slow && nc_repeat_report (&unread, 1, times))
     nc_error ("control socket: a client that does not read its events is "
-              "dropped");
+              "dropped%s", times);
   return true;
 }
 
@@ -442,6 +444,8 @@ turn_away (int fd, const char *why)
 static bool
 is_our_user (int fd)
 {
+  static struct nc_repeat refused;
+  char times[NC_REPEAT_TEXT];
   struct ucred peer;
   socklen_t len = sizeof peer;
 
@@ -451,8 +455,9 @@ is_our_user (int fd)
   }
   if (peer.uid == geteuid ())
     return true;
-  nc_error ("control socket: a client of user %u is refused: only user %u "
-            "may come", (unsigned) peer.uid, (unsigned) geteuid ());
+  if (nc_repeat_report (&refused, 1, times))
+    nc_error ("control socket: a client of user %u is refused: only user %u "
+              "may come%s", (unsigned) peer.uid, (unsigned) geteuid (), times);
   return false;
 }
 
