@@ -133,8 +133,8 @@ static void
 release_if_short (struct nc_traffic *traffic)
 {
   if (mine.charged == 0 || mine.size == 0 ||
-      (all.waiting == 0 && traffic->charged <= all.memory / 4 &&
-       all.charged <= all.memory / 2))
+      (all.waiting == 0 && traffic->charged <= all.memory / 2 / 4 * 3 &&
+       all.charged <= all.memory / 4 * 3))
     return;
   release_pages ();
   NC_LOCKED (&all.lock);

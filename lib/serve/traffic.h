@@ -10,8 +10,9 @@
  * a request is read: a thread that needs a larger buffer than it was charged
  * for waits there, and with it the connection, until that fits in the budget
  * of the connection (half of all) and of all connections.  A thread gives
- * its buffer's pages back after the reply if more than half of a budget is
- * charged, or if another one waits; so idle buffers never use a budget up.
+ * its buffer's pages back after the reply if more than three quarters of a
+ * budget are charged, or if another one waits; so idle buffers always leave
+ * room for the largest request.
  * Requests of up to NC_TRAFFIC_SMALL bytes are neither charged nor delayed.
  * A connection that takes less than a MiB of its replies in
  * NC_TRAFFIC_STALLED seconds while others wait for memory is ended.
@@ -37,8 +38,8 @@
 #define NC_TRAFFIC_SMALL (64 * 1024)
 #define NC_TRAFFIC_STALLED 30   /* seconds */
 #define NC_TRAFFIC_MEMORY_DEFAULT (UINT64_C (1) << 30)
-/* Half of a connection's budget must have room for the largest request. */
-#define NC_TRAFFIC_MEMORY_MIN (UINT64_C (256) << 20)
+/* A quarter of a connection's budget must have room for the largest request. */
+#define NC_TRAFFIC_MEMORY_MIN (UINT64_C (512) << 20)
 
 /* The state of a connection; all zeros to begin with. */
 struct nc_traffic {
