@@ -157,7 +157,7 @@ is_done_or_gone ()
 @test "handshakes that do not end use up no descriptors" {
   disk
   (
-    ulimit -n 100
+    ulimit -n 250
     serve top.fvd --max-connections 0 --threads 4
     echo "$pid" >pid
   )

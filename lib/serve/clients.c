@@ -36,7 +36,8 @@
 #include "util/scope.h"
 
 #define FILES_MAX (1 << 20)     /* descriptors that clients may have */
-#define ACCEPT_PAUSE 50         /* milliseconds, where accept4 failed */
+#define ACCEPT_PAUSE 10         /* milliseconds, where accept4 failed */
+#define ACCEPT_EVICTS 8         /* handshakes that give way then */
 
 struct seat {
   bool ending;                  /* its client's socket was shut down, so that
@@ -162,17 +163,18 @@ drop (struct client *client)
 }
 
 /* No descriptor or no memory is left, and nbdkit would call accept4 again at
- * once.  A handshake that has not ended gives way. */
+ * once.  Some handshakes that have not ended give way. */
 static void
 make_room (int err)
 {
   char times[NC_REPEAT_TEXT];
 
   {
-    NC_LOCKED (&clients.lock);
-    struct client *client = oldest_handshake_locked (NULL);
+    struct client *client;
 
-    if (client)
+    NC_LOCKED (&clients.lock);
+    for (unsigned i = 0; i < ACCEPT_EVICTS &&
+           (client = oldest_handshake_locked (NULL)); ++i)
       shut_down_locked (client);
   }
   errno = err;
