@@ -2086,6 +2086,37 @@ test_full_summary (uint64_t sectors)
   close (fd);
 }
 
+/* A device keeps what it held before, here rubbish. */
+static void
+test_used_device (void)
+{
+  static const struct nc_backing none;
+  const struct nc_profile_range range = { .offset = 0, .count = BLOCK };
+  struct nc_fvd_create_options opts = {
+    .size = SIZE, .block_bits = 12, .journal_size = 16384,
+    .backing = &none, .compact = compact, .grow_unit = 1 << 20,
+  };
+  struct nc_check_result result = { 0 };
+  uint64_t file_size;
+  struct nc_dev *dev;
+  struct nc_layer *l;
+
+  must (nc_fvd_file_size (&opts, &file_size) == 0, "nc_fvd_file_size");
+  mem_disk_init (&disk, file_size + (compact ? 16 << 20 : 0));
+  memset (disk.data, 0xa5, disk.size);
+  dev = mem_dev_open (&disk, true);
+  must (nc_uuid_generate (&image_uuid) == 0 &&
+        nc_fvd_create (dev, &opts, &image_uuid) == 0, "nc_fvd_create");
+  ok (nc_fvd_check (dev, NULL, NULL, &result) == 0 && result.errors == 0 &&
+      result.warnings == 0, "a check of a new image on a used device is clean");
+  nc_dev_close (dev);
+  l = open_layer (true);
+  ok (l && nc_fvd_profile_write (l, &range, 1) == 0,
+      "and it takes a profile");
+  nc_layer_close (l);
+  mem_disk_fini (&disk);
+}
+
 int
 main (void)
 {
@@ -2095,6 +2126,7 @@ main (void)
   *(void **) &real_run = dlsym (RTLD_NEXT, "nc_bitmap_run");
   must (real_run != NULL, "nc_bitmap_run");
   fault_init (&fault);
+  test_used_device ();
   test_sizes (&seed);
   test_full_summary (64);
   test_full_summary (192);
@@ -2132,6 +2164,7 @@ main (void)
   drop ();
 
   compact = true;
+  test_used_device ();
   create (SIZE, 12, 16384);
   reset ();
   ok (opens_and_holds (KILLED), "a new compact image opens and is empty");

@@ -776,6 +776,9 @@ nc_fvd_create (struct nc_dev *dev, const struct nc_fvd_create_options *opts,
   if (opts->compact &&
       dev->ops->zero (dev, h->table.offset, h->table.size, 0) == -1)
     return -1;
+  if (!dev->has_holes &&
+      dev->ops->zero (dev, h->profile.offset, h->profile.size, 0) == -1)
+    return -1;
   if (create_bitmap (dev, h, opts->zero) == -1 || create_journal (dev, h) == -1 ||
       fvd_header_create (dev, h) == -1)
     return -1;
