@@ -199,6 +199,40 @@ workload_that_wraps ()
   check_states $((states / 6)) top.fvd
 }
 
+# Each chunk, a MiB, has a block of data in the base, so that the file grows
+# with each one that the stream comes to; the guest does little but flush, which
+# is what fills the journal and starts checkpoints.
+@test "a compact image grows beside checkpoints" {
+  local i guest server
+  mkdir dir
+  truncate -s 64M base.raw
+  for ((i = 0; i < 64; i++)); do
+    printf '%04096d' "$i" |
+      dd of=base.raw bs=4K seek=$((256 * i)) conv=notrunc status=none
+  done
+  cp base.raw dir/base.raw
+  make_overlay dir/top.fvd dir/base.raw --compact --grow-unit 1M
+  record
+  start_recorded dir/top.fvd control=qmp
+  server=$pid
+  start guest "$harness/oracle" --seed "$seed" --ops 10000000 \
+    --base base.raw --log log --inflight 1 --max-size 4096 \
+    --weights 0,1,0,0,90,0,0 "$uri"
+  guest=$pid
+  wait_for 20 eval '"$harness/powerloss" show log | grep -q "client reply"'
+  qmp '{"execute": "block-stream",
+        "arguments": {"device": "disk", "speed": 6000000}}'
+  wait_for 60 eval 'qmp "{\"execute\": \"query-jobs\"}" | grep -qF "[]"'
+  stop_hard "$guest"
+  stop "$server"
+  log_is_complete
+  scratch_dir
+  "$harness/powerloss" run --states $((states / 4)) --seed "$seed" \
+    --work "$scratch" --near NBDC log -- \
+    sh -c "$NBDCHAIN check @DIR@/top.fvd >/dev/null"
+  check_states $((states / 100)) top.fvd --near NBDC
+}
+
 @test "a compact image, without its base" {
   mkdir dir
   : >base.raw
@@ -210,6 +244,12 @@ workload_that_wraps ()
   stop "$pid"
   log_is_complete
   check_states $((states / 12)) top.fvd
+}
+
+# qmp COMMAND: its reply, from the control socket "qmp".
+qmp ()
+{
+  tr -d '\n' <<<"$1" | "$top_srcdir/tests/peers/qmp.py" script qmp
 }
 
 # device_in_dir SIZE NAME: dir/NAME is a block device that has held something

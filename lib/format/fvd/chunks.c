@@ -11,9 +11,9 @@
  *              written; then as in fvd-flush.c
  *   a flush    records of the places come first, durable, and then those of
  *              the blocks
- *   a checkpoint   the bound of the places in use goes into the header,
- *              then the table's sectors are written; then as in
- *              fvd-checkpoint.c
+ *   a checkpoint   fdatasync, for the length of the file; the bound of the
+ *              places in use goes into the header; then the table's sectors
+ *              are written; then as in fvd-checkpoint.c
  *
  * Invariants:
  * - A chunk without a place reads as zeros where its blocks are allocated.
@@ -23,6 +23,9 @@
  *   before the bit is.
  * - No place is given twice: those in the file's table are below the bound in
  *   its header, those in records are found when the journal is read.
+ * - The file durably has room for every place that a header or a record in it
+ *   names: a place gets into memory after the file has grown, and a sync lies
+ *   between that and the write of a record or header that covers it.
  */
 
 #include <config.h>
@@ -562,14 +565,21 @@ copy_sectors (struct fvd *f, uint64_t *i, uint64_t *number)
   return n;
 }
 
-/* The bound of what the copied sectors name, durable in the header. */
+/* Write the bound of the places in use, which the copied sectors do not
+ * exceed, durably into the header; no other header says more.  The file has
+ * room for all places below the bound, and that must be durable first: an
+ * image that is shorter than its header says is refused. */
 static int
 write_bound (struct fvd *f)
 {
-  const uint64_t old = f->h.chunks;
+  const uint64_t old = f->h.chunks, used = *f->chunks.used;
 
-  f->h.chunks = *f->chunks.used;
-  if (f->h.chunks == old || fvd_header_sync (f) == 0)
+  if (used == old)
+    return 0;
+  if (fvd_sync (f) == -1)
+    return -1;
+  f->h.chunks = used;
+  if (fvd_header_sync (f) == 0)
     return 0;
   f->h.chunks = old;
   return -1;
