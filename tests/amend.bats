@@ -140,6 +140,11 @@ END
   "$NBDCHAIN" snapshot a.fvd b.fvd
   run -1 "$NBDCHAIN" amend --prefetch=on a.fvd
   [[ $output == *retired*b.fvd* ]]
+  cp a.fvd before
+  run -1 "$NBDCHAIN" profile import a.fvd - <<<'nbdchain-profile 1
+size 1048576'
+  [[ $output == *retired*b.fvd* ]]
+  cmp a.fvd before
   serve_plain b.fvd
   run -1 "$NBDCHAIN" amend --prefetch=on b.fvd
   [[ $output == *"in use"* ]]

@@ -833,6 +833,22 @@ is_served ()
   stop "$pid"
 }
 
+@test "an image that took over from one outside needs that allowed to be changed" {
+  local command
+  "$NBDCHAIN" create "$top/there/a.fvd" 1M
+  "$NBDCHAIN" snapshot "$top/there/a.fvd" b.fvd
+  for command in "resize b.fvd +1M" "check --repair b.fvd" \
+                 "snapshot b.fvd c.fvd"; do
+    # So that there is something to repair.
+    truncate -s +4096 b.fvd
+    # shellcheck disable=SC2086
+    run -1 "$NBDCHAIN" $command
+    [[ $output == *b.fvd*there/a.fvd*"--allow "* ]]
+    # shellcheck disable=SC2086
+    "$NBDCHAIN" $command --allow "$top/there"
+  done
+}
+
 @test "serve follows no successor outside, unless it is allowed" {
   overlay a.fvd base.raw
   "$NBDCHAIN" snapshot a.fvd "$top/there/b.fvd"

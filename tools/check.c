@@ -34,7 +34,9 @@ static const char help[] =
   "                     an error is not touched\n"
   "      --chain        check the backings, too\n"
   "      --allow=X      with --chain: a directory or NBD URI that references\n"
-  "                     in images may lead to; may be repeated\n"
+  "                     in images may lead to; with --repair: a directory in\n"
+  "                     which the image may be that IMAGE took over from; may\n"
+  "                     be repeated\n"
   "      --base=REF     with --chain: use REF in place of the backing that\n"
   "                     the lowest image names\n"
   "      --json         print findings and verdict as JSON\n"
@@ -184,11 +186,12 @@ images_add_chain (struct images *images, const struct chain_args *args,
 }
 
 static int
-check_image (const char *image, bool repair)
+check_image (const char *image, const struct chain_args *args, bool repair)
 {
   struct nc_check_result result = { 0 };
 
-  if (repair && nc_image_repair (image, print_repaired, NULL, &result) == -1)
+  if (repair && nc_image_repair (image, args->allow, print_repaired, NULL,
+                                 &result) == -1)
     return EXIT_FAILED;
   if (nc_image_check (image, print_finding, NULL, &result) == -1)
     return EXIT_FAILED;
@@ -198,7 +201,8 @@ check_image (const char *image, bool repair)
 
 /* The same as JSON; NULL if it could not be checked, reported. */
 static json_t *
-check_image_json (const char *image, bool repair, bool *damaged)
+check_image_json (const char *image, const struct chain_args *args,
+                  bool repair, bool *damaged)
 {
   struct nc_check_result result = { 0 };
   json_t *findings = json_array (), *repairs = json_array (), *json;
@@ -206,7 +210,8 @@ check_image_json (const char *image, bool repair, bool *damaged)
   if (findings == NULL || repairs == NULL)
     goto no_memory;
   if ((repair &&
-       nc_image_repair (image, collect_repaired, repairs, &result) == -1) ||
+       nc_image_repair (image, args->allow, collect_repaired, repairs,
+                        &result) == -1) ||
       nc_image_check (image, collect_finding, findings, &result) == -1) {
     json_decref (findings);
     json_decref (repairs);
@@ -234,13 +239,14 @@ check_image_json (const char *image, bool repair, bool *damaged)
 /* Check them all, whatever is wrong with the first ones: the worst of their
  * exit codes. */
 static int
-check_images (const struct images *images, bool repair)
+check_images (const struct images *images, const struct chain_args *args,
+              bool repair)
 {
   int status = EXIT_DONE, s;
   size_t i;
 
   for (i = 0; i < images->n; i++) {
-    s = check_image (images->paths[i], repair);
+    s = check_image (images->paths[i], args, repair);
     if (status == EXIT_DONE || s == EXIT_DAMAGED)
       status = s;
   }
@@ -248,7 +254,8 @@ check_images (const struct images *images, bool repair)
 }
 
 static int
-check_images_json (const struct images *images, bool repair, bool chain)
+check_images_json (const struct images *images,
+                   const struct chain_args *args, bool repair, bool chain)
 {
   json_t *layers = json_array (), *json;
   bool damaged = false, failed = false;
@@ -256,7 +263,7 @@ check_images_json (const struct images *images, bool repair, bool chain)
   size_t i;
 
   for (i = 0; i < images->n; i++) {
-    json = check_image_json (images->paths[i], repair, &damaged);
+    json = check_image_json (images->paths[i], args, repair, &damaged);
     if (json == NULL || json_array_append_new (layers, json) == -1)
       failed = true;
   }
@@ -321,8 +328,8 @@ check_main (int argc, char *argv[])
   r = follow ? images_add_chain (&images, &args, argv[optind])
              : images_add (&images, argv[optind]);
   if (r == 0)
-    status = json ? check_images_json (&images, repair, follow)
-                  : check_images (&images, repair);
+    status = json ? check_images_json (&images, &args, repair, follow)
+                  : check_images (&images, &args, repair);
 
  out:
   images_free (&images);

@@ -22,8 +22,8 @@ static const char help[] =
   "and written; IMAGE keeps the disk as it is now and is never written\n"
   "again.  IMAGE must not be in use.\n"
   "\n"
-  "      --allow=X   as for the other commands; a snapshot follows no\n"
-  "                  reference, so it changes nothing\n"
+  "      --allow=X   a directory in which the image may be that IMAGE took\n"
+  "                  over from; may be repeated\n"
   "      --json      describe what was done as JSON\n"
   "  -h, --help      show this\n"
   "\n"
@@ -40,13 +40,14 @@ static const struct option options[] = {
 };
 
 static int
-snapshot (const char *path, const char *new_path, bool json)
+snapshot (const char *path, const char *new_path,
+          const struct chain_args *args, bool json)
 {
   struct nc_image_info info = { 0 };
   char size[SIZE_TEXT];
   int status = EXIT_DONE;
 
-  if (nc_image_snapshot (path, new_path) == -1)
+  if (nc_image_snapshot (path, new_path, args->allow) == -1)
     return EXIT_FAILED;
   if (nc_image_inspect (new_path, NULL, &info) == -1)
     return EXIT_FAILED;
@@ -104,7 +105,7 @@ snapshot_main (int argc, char *argv[])
     usage_error (argv[0]);
     goto out;
   }
-  status = snapshot (argv[optind], argv[optind + 1], json);
+  status = snapshot (argv[optind], argv[optind + 1], &args, json);
 
  out:
   chain_args_free (&args);

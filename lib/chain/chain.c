@@ -19,6 +19,7 @@
 
 #include "chain/owner-map.h"
 #include "chain/ref.h"
+#include "chain/succession.h"
 #include "dev/dev.h"
 #include "format/format.h"
 #include "image/image.h"
@@ -221,21 +222,6 @@ check_backing (const struct nc_layer *above, const struct nc_layer *layer)
   return 0;
 }
 
-/* An image that a snapshot made is not the active one before the image below
- * says so: of the two, one can be written at any time. */
-static int
-refuse_early (const struct nc_layer *above, const struct nc_layer *layer)
-{
-  if (!above->writable || !above->takes_over ||
-      (layer->retired && nc_uuid_equal (&layer->successor, &above->uuid)))
-    return 0;
-  nc_error ("%s: the snapshot that made this image was interrupted, and '%s' "
-            "is still the active one: run it again (nbdchain snapshot), or "
-            "remove this image", above->path, layer->path);
-  errno = EROFS;
-  return -1;
-}
-
 static bool
 is_same_file (const struct nc_dev *a, const struct nc_dev *b)
 {
@@ -270,15 +256,24 @@ refuse_shared_data (const struct build *b, const struct nc_layer *layer)
   return -1;
 }
 
+/* Whether LAYER can be the next one of the chain. */
+static int
+check_next (const struct build *b, const struct nc_layer *layer)
+{
+  struct nc_layer *above = b->n > 0 ? b->layers[b->n - 1] : NULL;
+
+  if (above && check_backing (above, layer) == -1)
+    return -1;
+  if (above && !b->opts->read_only &&
+      nc_succession_check (above, layer) == -1)
+    return -1;
+  return refuse_shared_data (b, layer);
+}
+
 static int
 push (struct build *b, struct nc_layer *layer)
 {
-  if (b->n > 0 && (check_backing (b->layers[b->n - 1], layer) == -1 ||
-                   refuse_early (b->layers[b->n - 1], layer) == -1)) {
-    nc_layer_close (layer);
-    return -1;
-  }
-  if (refuse_shared_data (b, layer) == -1) {
+  if (check_next (b, layer) == -1) {
     nc_layer_close (layer);
     return -1;
   }

@@ -92,6 +92,12 @@ nc_layer_open (const struct nc_format *format, struct nc_dev *dev,
 int
 nc_layer_begin (struct nc_layer *layer)
 {
+  if (layer->takes_over && !layer->has_taken_over) {
+    nc_error ("%s: is not written: it takes over from its backing '%s', which "
+              "was not looked at", layer->path, layer->backing.ref);
+    errno = EROFS;
+    return -1;
+  }
   return layer->format->begin ? layer->format->begin (layer) : 0;
 }
 

@@ -49,6 +49,7 @@ struct nc_layer {
   nc_uuid successor;
   bool takes_over;              /* made by a snapshot: it is written only once
                                    its backing is retired in its favour */
+  bool has_taken_over;          /* and that was checked (succession.h) */
 
   unsigned views;               /* that have it; these two: view.c */
   struct nc_layer *next;
@@ -79,8 +80,9 @@ extern struct nc_layer *nc_layer_open (const struct nc_format *format,
                                        const struct nc_layer_options *opts)
   __attribute__ ((__nonnull__ (1, 2, 3, 4)));
 
-/* Begin to write to a layer that was opened with WAIT.  Returns -1 on error,
- * reported; the layer can then only be closed. */
+/* Begin to write to a layer that was opened with WAIT.  Refuses one that takes
+ * over from its backing if nobody has checked that it did: EROFS.  Returns -1
+ * on error, reported; the layer can then only be closed. */
 extern int nc_layer_begin (struct nc_layer *layer)
   __attribute__ ((__nonnull__ (1)));
 

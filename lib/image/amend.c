@@ -200,7 +200,10 @@ open_header (const char *path, unsigned flags, struct nc_dev **dev,
     return -1;
   }
   *dev = nc_dev_open_file (path, flags);
-  return *dev ? fvd_header_read (*dev, *h) : -1;
+  if (*dev == NULL)
+    return -1;
+  return flags & NC_DEV_WRITE ? fvd_header_read_to_write (*dev, *h)
+    : fvd_header_read (*dev, *h);
 }
 
 int

@@ -20,8 +20,9 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#include "chain/chain.h"
+#include "chain/internal.h"
 #include "chain/ref.h"
+#include "chain/succession.h"
 #include "dev/dev.h"
 #include "format/format.h"
 #include "format/fvd/fvd.h"
@@ -81,6 +82,25 @@ open_alone (const char *path, const char *format_name)
     return NULL;
   dev = nc_dev_open_file (path, NC_DEV_UNLOCKED);
   return dev ? nc_layer_open (format, dev, path, &read_only) : NULL;
+}
+
+struct nc_layer *
+nc_image_open_to_change (struct nc_dev *dev, const char *path,
+                         const struct nc_allow *allow, bool with_data)
+{
+  const struct nc_chain_options data = { .allow = allow };
+  const struct nc_layer_options opts = {
+    .writable = true, .wait = true, .memory_fd = -1,
+    .open_data = with_data ? nc_chain_open_data : NULL,
+    .opaque = (void *) &data,
+  };
+  struct nc_layer *layer = nc_layer_open (&nc_format_fvd, dev, path, &opts);
+
+  if (layer && nc_succession_check_alone (layer, allow) == -1) {
+    nc_layer_close (layer);
+    return NULL;
+  }
+  return layer;
 }
 
 int
@@ -582,11 +602,9 @@ put_on_top (const char *path, struct nc_layer *layer, const char *new_path,
 }
 
 int
-nc_image_snapshot (const char *path, const char *new_path)
+nc_image_snapshot (const char *path, const char *new_path,
+                   const struct nc_allow *allow)
 {
-  const struct nc_layer_options writable = {
-    .writable = true, .memory_fd = -1
-  };
   struct nc_dev *dev = nc_dev_open_file (path, NC_DEV_WRITE);
   struct nc_layer *layer;
   NC_FREE char *successor = NULL;
@@ -595,11 +613,11 @@ nc_image_snapshot (const char *path, const char *new_path)
 
   if (dev == NULL)
     return -1;
-  layer = nc_layer_open (&nc_format_fvd, dev, path, &writable);
+  layer = nc_image_open_to_change (dev, path, allow, false);
   if (layer == NULL)
     return -1;
   /* Settle what a crash has left before anything is put on top of it. */
-  if (layer->format->finish (layer) == 0 &&
+  if (nc_layer_begin (layer) == 0 && layer->format->finish (layer) == 0 &&
       put_on_top (path, layer, new_path, &uuid) == 0) {
     successor = nc_ref_for_image (new_path, path);
     if (successor)
@@ -624,12 +642,10 @@ nc_image_check (const char *path, nc_check_finding finding, void *opaque,
 }
 
 int
-nc_image_repair (const char *path, nc_check_repaired repaired, void *opaque,
+nc_image_repair (const char *path, const struct nc_allow *allow,
+                 nc_check_repaired repaired, void *opaque,
                  struct nc_check_result *result)
 {
-  static const struct nc_layer_options writable = {
-    .writable = true, .wait = true, .memory_fd = -1
-  };
   struct nc_dev *dev = nc_dev_open_file (path, NC_DEV_WRITE);
   struct nc_layer *layer;
   int r;
@@ -641,7 +657,7 @@ nc_image_repair (const char *path, nc_check_repaired repaired, void *opaque,
     nc_dev_close (dev);
     return r;
   }
-  layer = nc_layer_open (&nc_format_fvd, dev, path, &writable);
+  layer = nc_image_open_to_change (dev, path, allow, false);
   if (layer == NULL)
     return -1;
   r = nc_fvd_repair (layer, result->header_copies, result->clean, repaired,

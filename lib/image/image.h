@@ -123,8 +123,11 @@ extern int nc_image_create (const struct nc_image_create_options *opts)
 /* Put the new empty image NEW_PATH on top of the fvd image PATH, which is
  * retired: durable in this order, so that at no moment two images could be
  * written.  May be run again after it was interrupted.  PATH must not be in
- * use.  Returns -1 on error, reported. */
-extern int nc_image_snapshot (const char *path, const char *new_path)
+ * use, and is refused if it is not the active image of its disk.
+ * ALLOW: where the backing that it took over from may be; may be NULL.
+ * Returns -1 on error, reported. */
+extern int nc_image_snapshot (const char *path, const char *new_path,
+                              const struct nc_allow *allow)
   __attribute__ ((__nonnull__ (1, 2)));
 
 struct nc_image_resize_options {
@@ -133,7 +136,8 @@ struct nc_image_resize_options {
   int relative;                 /* 0: SIZE is the new size; 1: so much more;
                                    -1: so much less */
   bool shrink;                  /* a smaller disk is meant */
-  const struct nc_allow *allow; /* where a data file may be; may be NULL */
+  const struct nc_allow *allow; /* where a data file may be, and the backing
+                                   that it took over from; may be NULL */
 };
 struct nc_image_resize_result { uint64_t old_size, size; };
 
@@ -258,10 +262,12 @@ typedef void (*nc_check_repaired) (void *opaque, const char *text);
 
 /* Check the fvd image PATH, which is not in use, and repair what a check
  * warns of: nothing that any block reads as.  An image with an error is not
- * written; RESULT says so.  It may be interrupted and run again.
+ * written; RESULT says so.  It may be interrupted and run again.  ALLOW as for
+ * nc_image_snapshot.
  * Returns 0 with *RESULT as it was before; -1 on error, reported. */
-extern int nc_image_repair (const char *path, nc_check_repaired repaired,
-                            void *opaque, struct nc_check_result *result)
-  __attribute__ ((__nonnull__ (1, 4)));
+extern int nc_image_repair (const char *path, const struct nc_allow *allow,
+                            nc_check_repaired repaired, void *opaque,
+                            struct nc_check_result *result)
+  __attribute__ ((__nonnull__ (1, 5)));
 
 #endif /* NC_IMAGE_H */

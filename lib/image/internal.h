@@ -1,14 +1,28 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /* Copyright (C) 2026 The nbdchain authors */
 
-/* What image.c and rebase.c share: finding out what is to be recorded of a
- * backing. */
+/* What the files of this folder share: opening an image to change it, and
+ * finding out what is to be recorded of a backing. */
 #ifndef NC_IMAGE_INTERNAL_H
 #define NC_IMAGE_INTERNAL_H
 
 #include "format/layer.h"
 
+struct nc_allow;
+struct nc_dev;
 struct nc_tls;
+
+/* Open the fvd image DEV (taken over, also on failure), known as PATH, to
+ * change it without its chain: for writing, waiting for nc_layer_begin.
+ * Refuses an image that is not the active one of its disk.
+ * ALLOW: where its backing may be that it took over from, and its data file;
+ * may be NULL.  WITH_DATA: the data file is opened, too.
+ * Returns NULL on error, reported. */
+extern struct nc_layer *nc_image_open_to_change (struct nc_dev *dev,
+                                                 const char *path,
+                                                 const struct nc_allow *allow,
+                                                 bool with_data)
+  __attribute__ ((__nonnull__ (1, 2)));
 
 /* Open the backing REF of format FORMAT, as the operator gives it for the
  * image at PATH, and fill in B: how to name it in the image, size, UUID and

@@ -12,11 +12,11 @@
 #include <inttypes.h>
 #include <string.h>
 
-#include "chain/internal.h"
 #include "dev/dev.h"
 #include "format/format.h"
 #include "format/fvd/fvd.h"
 #include "format/layer.h"
+#include "image/internal.h"
 #include "util/checked.h"
 #include "util/report.h"
 
@@ -87,11 +87,6 @@ int
 nc_image_resize (const struct nc_image_resize_options *opts,
                  struct nc_image_resize_result *result)
 {
-  const struct nc_chain_options data = { .allow = opts->allow };
-  const struct nc_layer_options writable = {
-    .writable = true, .wait = true, .memory_fd = -1,
-    .open_data = nc_chain_open_data, .opaque = (void *) &data,
-  };
   struct nc_dev *dev = nc_dev_open_file (opts->path, NC_DEV_WRITE);
   struct nc_layer *layer;
   int r;
@@ -102,7 +97,7 @@ nc_image_resize (const struct nc_image_resize_options *opts,
     nc_dev_close (dev);
     return -1;
   }
-  layer = nc_layer_open (&nc_format_fvd, dev, opts->path, &writable);
+  layer = nc_image_open_to_change (dev, opts->path, opts->allow, true);
   if (layer == NULL)
     return -1;
   r = resize (layer, opts, result);

@@ -428,8 +428,10 @@ shows (const char *path, bool follow, char expected)
   return good && c == expected;
 }
 
-/* The images of the snapshots, the oldest first. */
-static char old_path[300], new_path[300], third[300];
+/* The images of the snapshots, the oldest first, and the header of the second
+ * one before it was retired. */
+static char old_path[300], new_path[300], third[300], fourth[300];
+static uint8_t unretired[8192];
 
 static void
 test_snapshot (void)
@@ -439,7 +441,7 @@ test_snapshot (void)
   must (create (old_path, true, 4034 * 4096 - 7, NULL, NULL, 8192, 16384)
         == 0 && write_some (old_path, true), "create");
   tap_clear ();
-  ok (nc_image_snapshot (old_path, new_path) == 0 && tap_errors == 0,
+  ok (nc_image_snapshot (old_path, new_path, NULL) == 0 && tap_errors == 0,
       "a snapshot is made");
   must (nc_image_inspect (old_path, NULL, &old) == 0 &&
         nc_image_inspect (new_path, NULL, &new) == 0, "inspect");
@@ -473,20 +475,83 @@ test_refused_snapshot (void)
   ok (chain && nc_chain_n_layers (chain) == 2,
       "but leads to the new one when asked to follow");
   tap_clear ();
-  ok (nc_image_snapshot (new_path, third) == -1 && tap_errors == 1,
+  ok (nc_image_snapshot (new_path, third, NULL) == -1 && tap_errors == 1,
       "an image in use gets no snapshot");
   nc_chain_close (chain);
   ok (access (third, F_OK) == -1, "and nothing is left of the attempt");
 
   tap_clear ();
-  ok (nc_image_snapshot (old_path, third) == -1 && tap_errors == 1,
+  ok (nc_image_snapshot (old_path, third, NULL) == -1 && tap_errors == 1,
       "a retired image gets no second successor");
-  ok (nc_image_snapshot (new_path, new_path) == -1,
+  ok (nc_image_snapshot (new_path, new_path, NULL) == -1,
       "an image is not its own successor");
-  ok (nc_image_snapshot (new_path, old_path) == -1,
+  ok (nc_image_snapshot (new_path, old_path, NULL) == -1,
       "an existing image is not overwritten");
-  ok (nc_image_snapshot (at ("none"), third) == -1,
+  ok (nc_image_snapshot (at ("none"), third, NULL) == -1,
       "what is not there gets no snapshot");
+}
+
+/* PATH has not taken over yet: no other opening for writing may pass, either.
+ */
+static void
+refuses_to_change (const char *path)
+{
+  const struct nc_image_resize_options larger = {
+    .path = path, .size = 4096, .relative = 1,
+  };
+  struct nc_image_resize_result resized;
+  struct nc_check_result checked;
+  struct nc_image_info info;
+  uint64_t size, size_after;
+  NC_FREE uint8_t *file = slurp (path, &size), *after = NULL;
+
+  tap_clear ();
+  errno = 0;
+  ok (nc_image_snapshot (path, fourth, NULL) == -1 && errno == EROFS &&
+      tap_errors == 1 && access (fourth, F_OK) == -1,
+      "no snapshot is made of it");
+  ok (nc_image_inspect (path, NULL, &info) == 0 && !info.retired,
+      "and it is not retired by that");
+  nc_image_info_free (&info);
+  errno = 0;
+  ok (nc_image_resize (&larger, &resized) == -1 && errno == EROFS,
+      "it gets no other size");
+  poke (path, 200 + (fvd_reader_le (file + 16, 8) <
+                     fvd_reader_le (file + 4112, 8) ? 0 : 4096), "\x55", 1);
+  errno = 0;
+  ok (nc_image_repair (path, NULL, NULL, NULL, &checked) == -1 &&
+      errno == EROFS, "and is not repaired");
+  poke (path, 0, file, 8192);
+  after = slurp (path, &size_after);
+  ok (size == size_after && memcmp (file, after, size) == 0,
+      "nothing of it has changed");
+}
+
+/* With the image in the middle put back to what it was when it had not taken
+ * over: it is the one below that is active. */
+static void
+test_middle_not_taken_over (void)
+{
+  uint64_t size;
+  NC_FREE uint8_t *file = slurp (new_path, &size);
+  struct stat st;
+
+  must (stat (new_path, &st) == 0, new_path);
+  memset (&synced, 0, sizeof synced);
+  synced.ino = st.st_ino;
+  ok (write_some (third, true) && synced.files == 1,
+      "that its backing was retired is durable before an image is written");
+  must (nc_image_snapshot (third, fourth, NULL) == 0, "a fourth layer");
+  ok (write_some (fourth, true), "a chain of snapshots is written");
+  /* As new_path was before it was retired in favour of the third. */
+  must (is_retired (new_path), new_path);
+  poke (new_path, 0, unretired, 8192);
+  tap_clear ();
+  ok (!write_some (fourth, false) && tap_errors == 1,
+      "a chain is not written if a layer in it has not taken over");
+  ok (shows (fourth, false, 'x'), "but read");
+  poke (new_path, 0, file, 8192);
+  ok (write_some (fourth, true), "it is when that has been put right");
 }
 
 /* Interrupted between the two steps: the new image is there, the old one
@@ -499,17 +564,18 @@ test_interrupted_snapshot (void)
   struct nc_image_info old;
   struct stat st;
 
-  ok (nc_image_snapshot (new_path, third) == 0, "a third layer");
+  ok (nc_image_snapshot (new_path, third, NULL) == 0, "a third layer");
   poke (new_path, 0, file, 8192);
   tap_clear ();
   must (stat (third, &st) == 0 && !is_retired (new_path), third);
   ok (shows (third, false, 'x') && !write_some (third, false) &&
       tap_errors == 1,
       "an image whose snapshot was interrupted is not written yet");
+  refuses_to_change (third);
   memset (&synced, 0, sizeof synced);
   synced.ino = st.st_ino;
   synced.old = new_path;
-  ok (nc_image_snapshot (new_path, third) == 0,
+  ok (nc_image_snapshot (new_path, third, NULL) == 0,
       "a snapshot that was interrupted can be made again");
   ok (synced.files > 0 && synced.directories > 0 && !synced.too_late,
       "and makes the new image and then its name durable, before the old "
@@ -518,6 +584,7 @@ test_interrupted_snapshot (void)
       shows (third, false, 'x'), "it ends as if it had not been");
   nc_image_info_free (&old);
   ok (shows (old_path, true, 'x'), "following goes on to the last");
+  memcpy (unretired, file, sizeof unretired);
 }
 
 static void
@@ -526,12 +593,15 @@ test_snapshots (void)
   snprintf (old_path, sizeof old_path, "%s", at ("s.fvd"));
   snprintf (new_path, sizeof new_path, "%s", at ("new.fvd"));
   snprintf (third, sizeof third, "%s", at ("third.fvd"));
+  snprintf (fourth, sizeof fourth, "%s", at ("fourth.fvd"));
   test_snapshot ();
   test_refused_snapshot ();
   test_interrupted_snapshot ();
+  test_middle_not_taken_over ();
   unlink (old_path);
   unlink (new_path);
   unlink (third);
+  unlink (fourth);
 }
 
 int

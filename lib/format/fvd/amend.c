@@ -24,20 +24,6 @@
 #include "util/scope.h"
 
 static int
-read_to_change (struct nc_dev *dev, struct fvd_header *h)
-{
-  if (fvd_header_read (dev, h) == -1)
-    return -1;
-  if (h->flags & FVD_RETIRED) {
-    nc_error ("%s: was retired when '%s' took over, and must not be changed; "
-              "change that one", dev->name, h->string[FVD_SUCCESSOR]);
-    errno = EROFS;
-    return -1;
-  }
-  return 0;
-}
-
-static int
 write_durably (struct nc_dev *dev, struct fvd_header *h)
 {
   if (dev->ops->sync (dev) == -1 || fvd_header_write (dev, h) == -1)
@@ -54,7 +40,7 @@ nc_fvd_amend (struct nc_dev *dev, const struct nc_image_amendment *amendment)
     nc_error ("%s: %m", dev->name);
     return -1;
   }
-  if (read_to_change (dev, h) == -1)
+  if (fvd_header_read_to_write (dev, h) == -1)
     return -1;
   nc_prefetch_policy_amend (&h->prefetch, amendment);
   if (nc_prefetch_policy_check (&h->prefetch, dev->name) == -1)
@@ -72,7 +58,7 @@ nc_fvd_change_backing (struct nc_dev *dev, const struct nc_backing *b)
     nc_error ("%s: %m", dev->name);
     return -1;
   }
-  if (read_to_change (dev, h) == -1)
+  if (fvd_header_read_to_write (dev, h) == -1)
     return -1;
   /* The same image under another name has still to be retired first. */
   takes_over = (h->flags & FVD_TAKES_OVER) && b->present &&

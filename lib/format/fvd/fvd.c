@@ -222,15 +222,9 @@ fvd_open (struct nc_layer *layer, const struct nc_layer_options *opts)
   f->bm = &f->keep.bitmap;
   pthread_mutex_init (&f->load_lock, NULL);
 
-  if (fvd_header_read (f->dev, &f->h) == -1)
+  if ((opts->writable ? fvd_header_read_to_write (f->dev, &f->h)
+       : fvd_header_read (f->dev, &f->h)) == -1)
     return -1;
-  if (opts->writable && (f->h.flags & FVD_RETIRED)) {
-    nc_error ("%s: was retired when '%s' took over, and must not be written; "
-              "open that one, or this one read-only", layer->path,
-              f->h.string[FVD_SUCCESSOR]);
-    errno = EROFS;
-    return -1;
-  }
   if (!fvd_has_data_file (&f->h))
     f->data = f->dev;
   else if (open_data_file (f, opts) == -1)

@@ -115,6 +115,11 @@ fvd_nblocks (const struct fvd_header *h)
  * Returns -1 on error, reported with the name of DEV. */
 extern int fvd_header_read (struct nc_dev *dev, struct fvd_header *h);
 
+/* The same for an image that is to be changed, in whatever way: refuses one that
+ * was retired, with EROFS. */
+extern int fvd_header_read_to_write (struct nc_dev *dev,
+                                     struct fvd_header *h);
+
 /* How many of the two copies in the file are valid; for "check". */
 extern int fvd_header_copies (struct nc_dev *dev, unsigned *valid);
 

@@ -433,6 +433,20 @@ fvd_header_read (struct nc_dev *dev, struct fvd_header *h)
   return 0;
 }
 
+int
+fvd_header_read_to_write (struct nc_dev *dev, struct fvd_header *h)
+{
+  if (fvd_header_read (dev, h) == -1)
+    return -1;
+  if (!(h->flags & FVD_RETIRED))
+    return 0;
+  nc_error ("%s: was retired when '%s' took over, and is not written any more; "
+            "use that one, or open this one read-only", dev->name,
+            h->string[FVD_SUCCESSOR]);
+  errno = EROFS;
+  return -1;
+}
+
 bool
 fvd_header_strings_fit (const struct fvd_header *h)
 {
