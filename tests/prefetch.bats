@@ -304,6 +304,63 @@ does_not_prefetch ()
   assert_same_as base.raw "$uri"
 }
 
+# make_middle: mid.fvd with some data between top.fvd and the remote, which is
+# the layer $remote.
+make_middle ()
+{
+  make_base base.raw "$size"
+  serve_relayed base.raw
+  allow=$remote
+  "$NBDCHAIN" create -b "$remote" -F raw mid.fvd >/dev/null
+  serve_plain mid.fvd allow="$allow"
+  qemu-io -f raw -c 'write -P 9 1M 2M' "$uri" >/dev/null
+  nbdcopy "$uri" now.raw
+  stop "$pid"
+  "$NBDCHAIN" create -b mid.fvd -F fvd --journal-size 16K top.fvd >/dev/null
+}
+
+# stream_to_remote MEMBER...: a stream that keeps the remote as the backing.
+stream_to_remote ()
+{
+  ask block-stream \
+    "{\"device\": \"disk\", \"base-node\": \"$remote\" ${1:+, $1}}" | member D
+}
+
+@test "it ends though a stream has changed the chain while it was reading" {
+  make_middle
+  prefetch prefetch-start-delay=600
+  wait_for 20 job_is x-limit delay
+  echo stall >control
+  ask x-prefetch-set '{"prefetch-start-delay": 0}' | member D
+  wait_for 20 job_is x-limit source
+  # It needs nothing of the remote.
+  stream_to_remote
+  wait_for 20 eval '[ "$(layers)" = 2 ]'
+  echo go >control
+  wait_for 60 no_job
+  is_local
+  assert_same_as now.raw "$uri"
+}
+
+@test "a stream ends though prefetching has dropped its base" {
+  make_middle
+  prefetch prefetch-start-delay=600
+  wait_for 20 job_is x-limit delay
+  stream_to_remote '"speed": 1, "auto-dismiss": false'
+  ask x-prefetch-set '{"prefetch-start-delay": 0}' | member D
+  wait_for 60 is_local
+  [ "$(ask query-jobs | member '[j["id"] for j in D]')" = "['disk']" ]
+  # Also if the server ends before the stream does.
+  ask quit >/dev/null
+  wait_for 20 is_gone "$pid"
+  serve top.fvd --control qmp
+  "$NBDCHAIN" set-speed qmp disk 0 || :
+  wait_for 20 job_is status concluded
+  [ "$(ask query-jobs | member '"error" in D[0]')" = False ]
+  run ! grep "cannot go on" serve.err
+  assert_same_as now.raw "$uri"
+}
+
 @test "what an image says counts, not what one that was retired said" {
   make_remote
   "$NBDCHAIN" amend --prefetch=on top.fvd

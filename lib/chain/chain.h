@@ -289,10 +289,22 @@ extern void nc_export_evict (struct nc_export *export, uint64_t offset,
  *
  * nc_export_fetch reads those blocks of the range that are not allocated in
  * the active layer; the rest of BUF is left as it is.  nc_export_store stores
- * in those that still are not, unless a pivot came in between: then nothing.
- * It returns 1 if it has stored the whole range, 0 if not all of it, or -1.
- * Blocks that are zeros take no storage; BUF NULL: all of them are.
- * The range begins and ends at blocks, or at the end of the disk. */
+ * in those that still are not.  Blocks that are zeros take no storage; BUF
+ * NULL: all of them are.
+ * The range begins and ends at blocks, or at the end of the disk.
+ *
+ * What nc_export_store returns, or -1 on error, and what follows from it:
+ *   NC_STORED        all of the range was stored.
+ *   NC_STORED_PART   some blocks were allocated already, by the guest or by
+ *                    somebody else who populates: all of the range is
+ *                    allocated now, and the caller is done with it.
+ *   NC_STORED_STALE  a pivot came after the fetch: nothing was stored, and
+ *                    blocks of the range may still be missing.  A caller that
+ *                    has to populate the range fetches it again (stream and
+ *                    prefetch, by the ring; nc_export_populate); one that
+ *                    stores what it has anyway drops it (copy-on-read). */
+enum nc_stored { NC_STORED, NC_STORED_PART, NC_STORED_STALE };
+
 struct nc_fetched {
   const struct nc_view *view;   /* under which it was read */
   unsigned asked;               /* how often, one time after the other: the
@@ -308,6 +320,11 @@ extern int nc_export_store (struct nc_export *export, const void *buf,
                             uint64_t count, uint64_t offset,
                             const struct nc_fetched *fetched)
   __attribute__ ((__nonnull__ (1, 5)));
+
+/* Whether a pivot came after the fetch. */
+extern bool nc_export_is_stale (const struct nc_export *export,
+                                const struct nc_fetched *fetched)
+  __attribute__ ((__nonnull__ (1, 2)));
 
 /* nc_export_fetch for who has other things to do than to wait for a remote:
  * if one cannot be reached it fails at once with ENOTCONN, not reported. */
@@ -359,30 +376,41 @@ extern int nc_export_absent (struct nc_export *export,
                              uint64_t *first, uint64_t *end)
   __attribute__ ((__nonnull__ (1, 2, 4, 5)));
 
+/* The layer called NAME, which is not the active one, for the functions below.
+ * It is theirs until the chain is closed, also if a pivot drops it from the
+ * chain.  Returns NULL with errno ENOENT if there is none, reported. */
+struct nc_layer;
+extern const struct nc_layer *nc_chain_find_base (struct nc_chain *chain,
+                                                  const char *name)
+  __attribute__ ((__nonnull__ (1, 2)));
+
 /* What of the range MISSING (initialized to it) the active layer would need
- * so that the layers between it and the one called BASE, or all below it if
- * that is NULL, can go: an extent each of a type below, until its limit is
- * reached.  *FETCHED is for storing zeros.  Does not wait for a remote: what
+ * so that the layers between it and BASE, or all below it if that is NULL,
+ * can go: an extent each of a type below, until its limit is reached.  If a
+ * pivot has dropped BASE that is nothing, because the pivot found that all is
+ * there.  *FETCHED is for storing zeros.  Does not wait for a remote: what
  * one cannot tell is data.
- * Returns -1 with errno ENOENT if there is no such layer, reported. */
+ * Returns -1 on error, reported. */
 enum { NC_MISSING_NOTHING, NC_MISSING_DATA, NC_MISSING_ZEROS };
-extern int nc_export_missing (struct nc_export *export, const char *base,
+extern int nc_export_missing (struct nc_export *export,
+                              const struct nc_layer *base,
                               struct nc_extents *missing,
                               struct nc_fetched *fetched)
   __attribute__ ((__nonnull__ (1, 3, 4)));
 
-/* Record durably, in the active image, that the layer called BASE is its
- * backing, or if that is NULL that it has none; from then on the chain goes
- * without the layers in between, or all below, and closes them when nobody
- * uses them any more.  The disk's bytes stay the same: nothing may be missing
+/* Record durably, in the active image, that BASE is its backing, or if that is
+ * NULL that it has none; from then on the chain goes without the layers in
+ * between, or all below, and closes them when nobody uses them any more.  If a
+ * pivot has dropped BASE, the chain does without those already, and nothing
+ * is done.  The disk's bytes stay the same: nothing may be missing
  * (nc_export_missing), which is checked.  Waits for writes under way, not for
  * reads.
  * REF is what the image is to call BASE; NULL: as it is called now, a file by
  * its path.
- * Returns 0; or -1 with errno, reported: EBUSY (something is missing), ENOENT
- * (no such layer), EROFS, ENAMETOOLONG, an error of the image; then the chain
- * is as it was. */
-extern int nc_chain_set_backing (struct nc_chain *chain, const char *base,
+ * Returns 0; or -1 with errno, reported: EBUSY (something is missing), EROFS,
+ * ENAMETOOLONG, an error of the image; then the chain is as it was. */
+extern int nc_chain_set_backing (struct nc_chain *chain,
+                                 const struct nc_layer *base,
                                  const char *ref)
   __attribute__ ((__nonnull__ (1)));
 

@@ -60,14 +60,13 @@ extern struct nc_dev *nc_chain_open_data (void *opaque,
                                           const char *ref)
   __attribute__ ((__nonnull__ (1, 2, 3)));
 
-/* request.c: the index in VIEW of the layer called NAME, which is not the
- * top; how many there are for NULL.  Returns -1 with errno ENOENT, reported.
- */
-extern int nc_view_find_base (const struct nc_view *view, const char *name,
-                              size_t *i)
-  __attribute__ ((__nonnull__ (1, 3)));
+/* request.c: the index in VIEW of BASE, and for NULL how many layers there are;
+ * 0 if a pivot has dropped BASE. */
+extern size_t nc_view_base_index (const struct nc_view *view,
+                                  const struct nc_layer *base)
+  __attribute__ ((__nonnull__ (1)));
 
-/* nc_export_missing for who is in VIEW. */
+/* nc_export_missing in VIEW, with the index of the base. */
 extern int nc_view_missing (struct nc_export *export, struct nc_view *view,
                             size_t base, struct nc_extents *missing)
   __attribute__ ((__nonnull__ (1, 2, 4)));

@@ -133,15 +133,15 @@ publish (struct nc_chain *chain, const struct nc_view *view, size_t base)
 }
 
 static int
-pivot (struct nc_chain *chain, struct nc_view *view, const char *name,
-       const char *ref)
+pivot (struct nc_chain *chain, struct nc_view *view,
+       const struct nc_layer *layer, const char *ref)
 {
   __attribute__ ((__cleanup__ (free_backing))) struct nc_backing b = { 0 };
   struct nc_layer *active = view->layers[0];
-  size_t base;
+  const size_t base = nc_view_base_index (view, layer);
 
-  if (nc_view_find_base (view, name, &base) == -1)
-    return -1;
+  if (base == 0)                /* another pivot has dropped it */
+    return 0;
   if (base == 1 && ref == NULL) /* it is the backing already, or there is */
     return 0;                   /* none */
   if (backing_of (view, base, ref, &b) == -1 ||
@@ -152,7 +152,7 @@ pivot (struct nc_chain *chain, struct nc_view *view, const char *name,
 }
 
 int
-nc_chain_set_backing (struct nc_chain *chain, const char *base,
+nc_chain_set_backing (struct nc_chain *chain, const struct nc_layer *base,
                       const char *ref)
 {
   struct nc_view *view;

@@ -897,6 +897,7 @@ store_run (struct nc_layer *active, const char *buf, uint64_t offset,
   return r == 0 ? active->format->set_allocated (active, offset, count) : -1;
 }
 
+/* Returns as nc_export_store. */
 static int
 store_view (struct nc_export *export, struct nc_layer *active,
             const char *buf, uint64_t offset, uint64_t count)
@@ -916,7 +917,7 @@ store_view (struct nc_export *export, struct nc_layer *active,
       return -1;
     all = all && !allocated;
   }
-  return all;
+  return all ? NC_STORED : NC_STORED_PART;
 }
 
 int
@@ -924,7 +925,7 @@ nc_export_store (struct nc_export *export, const void *buf, uint64_t count,
                  uint64_t offset, const struct nc_fetched *fetched)
 {
   struct nc_view *view = enter_to_write (export);
-  int r = 0;
+  int r = NC_STORED_STALE;
 
   if (view == NULL)
     return -1;
@@ -932,6 +933,13 @@ nc_export_store (struct nc_export *export, const void *buf, uint64_t count,
     r = store_view (export, view->layers[0], buf, offset, count);
   leave (export, view, NC_VIEW_WRITE);
   return r;
+}
+
+bool
+nc_export_is_stale (const struct nc_export *export,
+                    const struct nc_fetched *fetched)
+{
+  return fetched->view != export->chain->views.current;
 }
 
 static int
@@ -1109,6 +1117,7 @@ nc_export_populate (struct nc_export *export, uint64_t offset,
   struct nc_fetched fetched;
   NC_FREE char *buf = NULL;
   bool allocated;
+  int r;
 
   if (!export->writable)
     return 0;
@@ -1124,8 +1133,12 @@ nc_export_populate (struct nc_export *export, uint64_t offset,
     if (allocated)
       continue;
     run = nc_min64 (run, chunk);
-    if (nc_export_fetch (export, buf, run, offset, &fetched) == -1 ||
-        nc_export_store (export, buf, run, offset, &fetched) == -1)
+    do
+      if (nc_export_fetch (export, buf, run, offset, &fetched) == -1)
+        return -1;
+    while ((r = nc_export_store (export, buf, run, offset,
+                                 &fetched)) == NC_STORED_STALE);
+    if (r == -1)
       return -1;
   }
   return 0;
@@ -1133,18 +1146,31 @@ nc_export_populate (struct nc_export *export, uint64_t offset,
 
 /* What populating has to bring in. */
 
-int
-nc_view_find_base (const struct nc_view *view, const char *name, size_t *i)
+const struct nc_layer *
+nc_chain_find_base (struct nc_chain *chain, const char *name)
 {
-  for (*i = 1; *i < view->n; ++*i)
-    if (name && strcmp (view->layers[*i]->name, name) == 0)
-      return 0;
-  if (name == NULL)
-    return 0;
-  nc_error ("%s: there is no layer called '%s' below it; \"nbdchain info "
-            "--chain\" shows the names", view->layers[0]->path, name);
-  errno = ENOENT;
-  return -1;
+  struct nc_view *view = nc_view_pin (&chain->views);
+  const struct nc_layer *base = NULL;
+
+  for (size_t i = 1; i < view->n && base == NULL; ++i)
+    if (strcmp (view->layers[i]->name, name) == 0)
+      base = view->layers[i];
+  if (base == NULL) {
+    nc_error ("%s: there is no layer called '%s' below it; \"nbdchain info "
+              "--chain\" shows the names", view->layers[0]->path, name);
+    errno = ENOENT;
+  }
+  nc_view_unpin (&chain->views, view);
+  return base;
+}
+
+size_t
+nc_view_base_index (const struct nc_view *view, const struct nc_layer *base)
+{
+  for (size_t i = 1; base && i < view->n; ++i)
+    if (view->layers[i] == base)
+      return i;
+  return base ? 0 : view->n;
 }
 
 /* LAYER holds the range of MISSING from its next byte on, up to END: say what
@@ -1190,19 +1216,17 @@ nc_view_missing (struct nc_export *export, struct nc_view *view, size_t base,
 }
 
 int
-nc_export_missing (struct nc_export *export, const char *base,
+nc_export_missing (struct nc_export *export, const struct nc_layer *base,
                    struct nc_extents *missing, struct nc_fetched *fetched)
 {
   struct nc_view *view = enter (export, NC_VIEW_READ);
-  size_t i;
   int r;
 
   if (view == NULL)
     return -1;
   fetched->view = view;
-  r = nc_view_find_base (view, base, &i);
-  if (r == 0)
-    r = nc_view_missing (export, view, i, missing);
+  r = nc_view_missing (export, view, nc_view_base_index (view, base),
+                       missing);
   leave (export, view, NC_VIEW_READ);
   return r;
 }

@@ -306,23 +306,64 @@ store_piece (struct nc_ring *ring, const struct nc_piece *piece,
   return r;
 }
 
-static bool
-copy (struct nc_ring *ring, struct nc_piece *piece, char *buf)
+/* Returns as .store, after it was tried as often as it was to be. */
+static int
+store_until_done (struct nc_ring *ring, const struct nc_piece *piece,
+                  const char *buf)
 {
   unsigned tries = 0;
   uint64_t run;
   int r;
 
-  if (piece->read && !read_piece (ring, piece, buf))
-    return false;
   do {
     if (!begin_storing (ring))
-      return false;
+      return -1;
     run = current_run (ring);
-    r = store_piece (ring, piece, piece->read ? buf : NULL);
+    r = store_piece (ring, piece, buf);
     end_storing (ring);
   } while (r == -1 && once_more (ring, NC_RING_STORE, run, &tries));
+  return r;
+}
+
+/* Read and store PIECE, which fits the buffer, until it is not out of date when
+ * it is stored. */
+static bool
+copy_read (struct nc_ring *ring, struct nc_piece *piece, char *buf)
+{
+  int r;
+
+  do
+    if (!read_piece (ring, piece, buf))
+      return false;
+  while ((r = store_until_done (ring, piece, buf)) == 1);
   return r == 0;
+}
+
+/* Read and store PIECE, of any size, a buffer at a time. */
+static bool
+copy_in_parts (struct nc_ring *ring, const struct nc_piece *piece, char *buf)
+{
+  for (uint64_t done = 0; done < piece->count; done += ring->size) {
+    struct nc_piece part = *piece;
+
+    part.offset += done;
+    part.count = nc_min64 (ring->size, piece->count - done);
+    part.read = true;
+    if (!copy_read (ring, &part, buf))
+      return false;
+  }
+  return true;
+}
+
+static bool
+copy (struct nc_ring *ring, struct nc_piece *piece, char *buf)
+{
+  int r;
+
+  if (piece->read)
+    return copy_read (ring, piece, buf);
+  r = store_until_done (ring, piece, NULL);
+  return r == 1 ? copy_in_parts (ring, piece, buf) : r == 0;
 }
 
 /* Give back the slots of the pieces that come before one that is still being

@@ -59,7 +59,10 @@ struct nc_ring_ops {
    * for; what it brings is then stored after the ring has been run again. */
   int (*read) (void *opaque, struct nc_piece *piece, void *buf);
 
-  /* Store PIECE; BUF is NULL if it is not read. */
+  /* Store PIECE; BUF is NULL if it is not read.  Returns 1 if nothing was
+   * stored because what was read, or known without reading, is out of date:
+   * then the piece is read (again) and stored, by calls for parts that fit a
+   * buffer, all but the last of the size of one; these are not throttled. */
   int (*store) (void *opaque, const struct nc_piece *piece, const void *buf);
 
   /* Pieces up to this one are copied.  In order, with the ring's lock held.

@@ -218,7 +218,9 @@ read_piece (struct nc_copyread *cr, struct nc_export *export,
   return 0;
 }
 
-/* Store PIECE, which is here; and the reference goes. */
+/* Store PIECE, which is here; and the reference goes.  Its clients have its
+ * bytes, so what a pivot has made stale is dropped: it is fetched again when
+ * it is read again. */
 static void
 store_piece (struct nc_copyread *cr, struct piece *piece)
 {
@@ -228,6 +230,8 @@ store_piece (struct nc_copyread *cr, struct piece *piece)
   NC_LOCKED (&cr->lock);
   if (r == -1 && errno != ESHUTDOWN)
     cr->paused_until = nc_now () + STORE_PAUSE;
+  if (r == NC_STORED_STALE)
+    cr->count.not_stored += piece->count;
   remove_locked (cr, piece);
 }
 

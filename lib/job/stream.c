@@ -7,7 +7,8 @@
  * makes pieces of whole blocks of the active layer: neighbours of one kind
  * become one piece; a block that is missing in part, or is zeros in part, is
  * data.  What the guest allocates between the look and the read is not read
- * (nc_export_fetch), between the read and the store is not stored.
+ * (nc_export_fetch), between the read and the store is not stored.  Across a
+ * pivot of somebody else the look and the read are made again.
  *
  * One pass is enough: nothing can become missing behind it.  Ranges that are
  * wanted first are passes of their own before it. */
@@ -52,7 +53,7 @@
 struct nc_stream {
   struct nc_chain *chain;
   struct nc_export *disk;
-  char *base;                   /* NULL: none */
+  const struct nc_layer *base;  /* NULL: none */
   char *ref;                    /* what BASE is to be called; NULL: as now */
   const struct nc_stream_hooks *hooks;
   void *opaque;
@@ -205,7 +206,9 @@ next (void *opaque, struct nc_piece *piece)
   while (s->offset == s->end)
     if (!next_pass (s))
       return 0;
-  if (!is_known (s, s->offset) && look (s) == -1)
+  /* What is planned from a look before a pivot would all be stale. */
+  if ((!is_known (s, s->offset) || nc_export_is_stale (s->disk, &s->looked)) &&
+      look (s) == -1)
     return -1;
   /* More extents in a block than we look at: it is read. */
   if (!is_known (s, s->offset)) {
@@ -281,6 +284,20 @@ read_piece (void *opaque, struct nc_piece *piece, void *buf)
   return fetched.asked;
 }
 
+/* Whether nc_export_store, which returned STORED, has dealt with the range. */
+static bool
+is_done (int stored)
+{
+  return stored == NC_STORED || stored == NC_STORED_PART;
+}
+
+/* What the ring is told then: a stale piece is read again. */
+static int
+to_ring (int stored)
+{
+  return stored == -1 ? -1 : stored == NC_STORED_STALE;
+}
+
 static int
 store_piece (void *opaque, const struct nc_piece *piece, const void *buf)
 {
@@ -294,19 +311,19 @@ store_piece (void *opaque, const struct nc_piece *piece, const void *buf)
     r = nc_export_store (s->disk, NULL, piece->count, piece->offset,
                          &fetched);
     /* There is next to nothing to be made durable, or done again. */
-    if (r != -1)
+    if (is_done (r))
       nc_flusher_note (s->flusher, 1);
-    return r == -1 ? -1 : 0;
+    return to_ring (r);
   }
   began (s, NC_RING_STORE);
   r = nc_export_store (s->disk, buf, piece->count, piece->offset, &fetched);
-  ended (s, NC_RING_STORE, r != -1 ? piece->count : 0);
+  ended (s, NC_RING_STORE, is_done (r) ? piece->count : 0);
   /* What the guest has written, or wants first, stays in the memory. */
-  if (r == 1 && !(piece->kind & (FIRST | TWICE)))
+  if (r == NC_STORED && !(piece->kind & (FIRST | TWICE)))
     nc_flusher_pass (s->flusher, piece->offset, piece->count);
-  else if (r != -1)
+  else if (is_done (r))
     nc_flusher_note (s->flusher, piece->count);
-  return r == -1 ? -1 : 0;
+  return to_ring (r);
 }
 
 static void
@@ -351,15 +368,17 @@ static const struct nc_ring_ops ring_ops = {
   .failed = failed,
 };
 
-/* Refuse what cannot be streamed before anything is done.  No source is asked
- * here, which may hang. */
+/* Refuse what cannot be streamed before anything is done. */
 static int
-check (struct nc_stream *s)
+check (struct nc_stream *s, const char *base)
 {
-  /* Of nothing, for it refuses a base that is not there. */
-  nc_extents_init (&s->missing, 0, 0);
+  if (base) {
+    s->base = nc_chain_find_base (s->chain, base);
+    if (s->base == NULL)
+      return -1;
+  }
   if (nc_export_is_writable (s->disk))
-    return nc_export_missing (s->disk, s->base, &s->missing, &s->looked);
+    return 0;
   nc_error ("%s: is open for reading only; a stream writes to it",
             nc_chain_layer_name (s->chain, 0));
   errno = EROFS;
@@ -372,9 +391,9 @@ nc_stream_new (struct nc_chain *chain, const char *base,
 {
   struct nc_stream *s = calloc (1, sizeof *s);
 
-  if (s == NULL || (base && (s->base = strdup (base)) == NULL)) {
+  if (s == NULL) {
     nc_error ("stream: %m");
-    goto fail;
+    return NULL;
   }
   s->chain = chain;
   s->hooks = hooks;
@@ -388,8 +407,9 @@ nc_stream_new (struct nc_chain *chain, const char *base,
   if (hooks->unit)
     s->piece = nc_min64 (nc_max64 (s->piece, hooks->unit (opaque, 0)),
                          NC_RING_PIECE_MAX);
+  s->piece = nc_round_down (s->piece, s->block);
   nc_export_set_background (s->disk);
-  if (check (s) == -1)
+  if (check (s, base) == -1)
     goto fail;
   s->ring = nc_ring_new (&ring_ops, s, s->piece);
   if (s->ring == NULL)
@@ -478,7 +498,6 @@ nc_stream_free (struct nc_stream *s)
   nc_extents_free (&s->missing);
   if (s->is_job)
     pthread_mutex_destroy (&s->pace_lock);
-  free (s->base);
   free (s->ref);
   free (s);
 }
@@ -759,8 +778,12 @@ nc_stream_resume (void *chain, struct nc_jobs *jobs, const char *id,
     json_string_value (json_object_get (args, "backing-file"));
 
   if (json_object_size (args) == (base != NULL) + (size_t) (ref != NULL) &&
-      (ref == NULL || (base && nc_stream_is_ref (ref))))
+      (ref == NULL || (base && nc_stream_is_ref (ref)))) {
+    /* A pivot has dropped all that was below: this stream ends well. */
+    if (nc_chain_n_layers (chain) == 1)
+      base = ref = NULL;
     return nc_stream_create (jobs, id, chain, base, ref, opts, why);
+  }
   snprintf (why, NC_JOB_TEXT, "its arguments are not those of a stream");
   errno = EINVAL;
   return -1;

@@ -266,6 +266,14 @@ fault_set_away (struct fault *fault, bool away)
   pthread_cond_broadcast (&fault->changed);
 }
 
+void
+fault_set_silent (struct fault *fault, bool silent)
+{
+  NC_LOCKED (&fault->lock);
+  fault->silent = silent;
+  pthread_cond_broadcast (&fault->changed);
+}
+
 /* Count an operation.  Returns -1 with errno set if it is to fail. */
 static int
 fault_count (struct nc_dev *dev, unsigned kind)
@@ -372,17 +380,39 @@ fault_leave (pthread_mutex_t **lock)
   (void) fault_here
 
 static void
-fault_call_hook (struct nc_dev *dev)
+call_hook (struct nc_dev *dev, void (*hook) (void *))
 {
   struct fault *fault = fault_dev_of (dev)->fault;
   static _Thread_local bool in_hook;
-  void (*hook) (void *) = fault->hook;
 
   if (hook && !in_hook) {
     in_hook = true;
     hook (fault->opaque);
     in_hook = false;
   }
+}
+
+static void
+fault_call_hook (struct nc_dev *dev)
+{
+  call_hook (dev, fault_dev_of (dev)->fault->hook);
+}
+
+/* Wait for an answer.  Returns -1 with ESHUTDOWN if none will come. */
+static int
+fault_await_answer (struct fault *fault)
+{
+  if (!fault->silent)
+    return 0;
+  NC_LOCKED (&fault->lock);
+  fault->unanswered++;
+  while (fault->silent && !fault->stopped)
+    pthread_cond_wait (&fault->changed, &fault->lock);
+  fault->unanswered--;
+  if (!fault->stopped)
+    return 0;
+  errno = ESHUTDOWN;
+  return -1;
 }
 
 static void
@@ -399,10 +429,13 @@ fault_pread (struct nc_dev *dev, void *buf, size_t count, uint64_t offset)
   struct nc_dev *inner = fault_dev_of (dev)->inner;
   struct fault *fault = fault_dev_of (dev)->fault;
 
+  call_hook (dev, fault->read_hook);
   if (fault->away) {
     errno = ENOTCONN;
     return -1;
   }
+  if (fault_await_answer (fault) == -1)
+    return -1;
   FAULT_ENTER (fault);
   if (fault_count (dev, FAULT_READ) == -1)
     return -1;
@@ -527,6 +560,8 @@ fault_extents (struct nc_dev *dev, struct nc_extents *extents, uint64_t end,
     errno = ENOTCONN;
     return -1;
   }
+  if (fault_await_answer (fault) == -1)
+    return -1;
   if (fault_count (dev, FAULT_EXTENTS) == -1)
     return -1;
   return inner->ops->extents (inner, extents, end, shift);

@@ -56,9 +56,16 @@ struct fault {
   bool remote;
   _Atomic (bool) away;
 
+  /* Reads and block status of a remote are not answered while set; those that
+   * were begun count in .unanswered. */
+  _Atomic (bool) silent;
+  _Atomic (unsigned) unanswered;
+
   /* Called before each change and after each sync with nothing held, but not
    * from itself: what another thread might do at that moment. */
   void (*_Atomic hook) (void *opaque);
+  /* The same, before each read. */
+  void (*_Atomic read_hook) (void *opaque);
   void *_Atomic opaque;
 
   /* To be read by the test. */
@@ -84,6 +91,9 @@ extern void fault_set (struct fault *fault, unsigned mask, uint64_t at,
 
 /* Let a remote be reachable or not. */
 extern void fault_set_away (struct fault *fault, bool away);
+
+/* Let a remote answer or not; what was begun goes on when it does. */
+extern void fault_set_silent (struct fault *fault, bool silent);
 
 /* A device that passes all on to INNER (taken over). */
 extern struct nc_dev *fault_dev_open (struct fault *fault,

@@ -1130,15 +1130,75 @@ test_store (void)
   must (nc_export_fetch (r.e, fetched, 8192, 0, &from) == 0 &&
         nc_export_pwrite (r.e, guest, 4096, 4096, 0) == 0, "fetch, write");
   memcpy (r.flat.data + 4096, guest, 4096);
-  ok (nc_export_store (r.e, fetched, 8192, 0, &from) == 0 &&
+  ok (nc_export_store (r.e, fetched, 8192, 0, &from) == NC_STORED_PART &&
       same (r.e, &r.flat, 0, RIG),
       "a store of which the guest has written a part says that it is not all");
   must (nc_export_fetch (r.e, fetched, 8192, 8192, &from) == 0, "fetch");
   ok (from.asked == 1 &&
-      nc_export_store (r.e, fetched, 8192, 8192, &from) == 1 &&
+      nc_export_store (r.e, fetched, 8192, 8192, &from) == NC_STORED &&
       same (r.e, &r.flat, 0, RIG), "and another one that it is");
   ok (nc_export_fetch (r.e, fetched, 8192, 8192, &from) == 0 &&
       from.asked == 0, "after that there is nothing to be fetched");
+  rig_fini (&r);
+}
+
+/* Publish another view of R with the same layers. */
+static void
+pivot_now (struct rig *r)
+{
+  const struct nc_view *view = r->chain->views.current;
+  struct nc_layer **layers = calloc (view->n, sizeof *layers);
+
+  must (layers != NULL, "calloc");
+  memcpy (layers, view->layers, view->n * sizeof *layers);
+  must (nc_views_publish (&r->chain->views, layers, view->n, true) == 0,
+        "publish");
+}
+
+static void
+pivot_in_read (void *opaque)
+{
+  struct rig *r = opaque;
+
+  r->base.read_hook = NULL;
+  pivot_now (r);
+}
+
+/* What was fetched before a pivot is stored by nobody; who has to have it there
+ * fetches it again. */
+static void
+test_stale (void)
+{
+  uint8_t fetched[2 * 4096], zeros[4096] = { 0 };
+  struct nc_fetched from;
+  struct rig r;
+  bool allocated;
+  uint64_t run;
+
+  rig_init (&r, false, 1, 0);
+  must (nc_export_fetch (r.e, fetched, 8192, 0, &from) == 0, "fetch");
+  ok (!nc_export_is_stale (r.e, &from), "what was fetched is not stale");
+  pivot_now (&r);
+  ok (nc_export_is_stale (r.e, &from) &&
+      nc_export_store (r.e, fetched, 8192, 0, &from) == NC_STORED_STALE,
+      "after a pivot it is, and a store says so");
+  ok (nc_export_store (r.e, NULL, 8192, 8192, &from) == NC_STORED_STALE,
+      "that of zeros, too");
+  ok (nc_export_refresh (r.e, fetched, 8192, 0, &from) == 1,
+      "nor is it handed on to a client");
+  must (nc_export_pwrite (r.e, zeros, 4096, 16384, 0) == 0, "write");
+  memset (r.flat.data + 16384, 0, 4096);
+  ok (r.chain->views.current->layers[0]->format->run
+      (r.chain->views.current->layers[0], 0, 16384, &allocated, &run) == 0 &&
+      !allocated && run == 16384, "nothing of it was stored");
+  r.base.read_hook = pivot_in_read;
+  r.base.opaque = &r;
+  ok (nc_export_populate (r.e, 0, 8192) == 0 &&
+      r.chain->views.current->layers[0]->format->run
+      (r.chain->views.current->layers[0], 0, 8192, &allocated, &run) == 0 &&
+      allocated && run == 8192,
+      "populating goes on until what it has fetched is stored");
+  ok (same (r.e, &r.flat, 0, RIG), "and the disk is right");
   rig_fini (&r);
 }
 
@@ -1288,6 +1348,7 @@ main (void)
   test_one_extent ();
   test_errors ();
   test_store ();
+  test_stale ();
   test_asked ();
   test_contiguous ();
   test_failed_sync ();

@@ -329,6 +329,60 @@ test_parts (uint64_t *seed)
   free (c);
 }
 
+/* Every other piece of a quarter is not read, and is longer than a buffer. */
+static int
+next_quarter (void *opaque, struct nc_piece *piece)
+{
+  struct copy *c = opaque;
+
+  if (c->offset == SIZE)
+    return 0;
+  piece->read = c->offset / (SIZE / 4) % 2 == 0;
+  piece->kind = piece->read ? DATA : FILL;
+  piece->offset = c->offset;
+  piece->count = piece->read ? PIECE : SIZE / 4;
+  c->offset += piece->count;
+  return 1;
+}
+
+/* The first store from each quarter is out of date: the source has changed. */
+static int
+store_stale (void *opaque, const struct nc_piece *piece, const void *buf)
+{
+  struct copy *c = opaque;
+  const unsigned quarter = 1u << piece->offset / (SIZE / 4);
+
+  if (!(atomic_fetch_or (&c->asked, quarter) & quarter)) {
+    memset (c->from + piece->offset, 7, nc_min64 (piece->count, PIECE));
+    return 1;
+  }
+  c->stored++;
+  if (buf == NULL || piece->count > PIECE)
+    return -1;
+  memcpy (c->to + piece->offset, buf, piece->count);
+  return 0;
+}
+
+static void
+test_stale (uint64_t *seed)
+{
+  struct nc_ring_ops stale = ops;
+  struct copy *c = copy_new (seed);
+  struct nc_ring *ring;
+
+  stale.next = next_quarter;
+  stale.store = store_stale;
+  ring = nc_ring_new (&stale, c, PIECE);
+  must (ring != NULL, "ring");
+  ok (nc_ring_run (ring) == 0 && c->done == SIZE && c->in_order &&
+      c->stored == SIZE / PIECE,
+      "what is out of date when it is stored is read again");
+  ok (memcmp (c->from, c->to, SIZE) == 0,
+      "also what was not to be read, a buffer at a time");
+  nc_ring_free (ring);
+  free (c);
+}
+
 static void
 test_way (uint64_t *seed)
 {
@@ -525,6 +579,7 @@ main (void)
   test_copy (&seed, 3);
   test_sleep (&seed);
   test_parts (&seed);
+  test_stale (&seed);
   test_way (&seed);
   test_together (&seed);
   test_errors (&seed, NC_RING_PLAN, "planning");

@@ -333,6 +333,71 @@ test_interrupted (uint64_t *seed)
   free (lower);
 }
 
+/* A stream while another one pivots: the first read that ends has the other run
+ * and finish, and those that end meanwhile wait for that, so that all of them
+ * are stale. */
+struct crossing {
+  pthread_mutex_t lock;
+  struct nc_chain *chain;
+  const char *base;             /* of the other one */
+  bool has_pivoted, good;
+};
+
+static void
+pivot_once (void *opaque, enum nc_ring_step step, uint64_t count)
+{
+  struct crossing *c = opaque;
+
+  if (step != NC_RING_READ || count == 0)
+    return;
+  pthread_mutex_lock (&c->lock);
+  if (!c->has_pivoted)
+    c->good = stream (c->chain, c->base) == 0;
+  c->has_pivoted = true;
+  pthread_mutex_unlock (&c->lock);
+}
+
+/* The stream goes down to BASE, the other one to OTHER; then the chain has
+ * BETWEEN layers, and N in the end. */
+static void
+test_crossing (const char *base, const char *other, size_t between, size_t n,
+               const char *what, uint64_t *seed)
+{
+  static const struct nc_stream_hooks hooks = { .ended = pivot_once };
+  struct crossing c = {
+    .lock = PTHREAD_MUTEX_INITIALIZER, .base = other,
+  };
+  uint8_t *model = malloc (SIZE), *lower = malloc (SIZE);
+  struct nc_stream_count count;
+  struct nc_export *e;
+  struct nc_stream *s;
+  struct load load;
+
+  must (model && lower, "malloc");
+  make_chain (model, lower, seed);
+  tap_clear ();
+  c.chain = open_chain (at ("c.fvd"));
+  load_start (&load, c.chain, model, seed);
+  s = nc_stream_new (c.chain, base, &hooks, &c);
+  must (s != NULL, tap_error);
+  ok (nc_stream_run (s) == 0 && c.has_pivoted && c.good &&
+      nc_chain_n_layers (c.chain) == between, "%s: it runs to its end", what);
+  nc_stream_counted (s, &count);
+  ok (count.copied + count.zero + count.local == SIZE,
+      "%s: all bytes are accounted for", what);
+  ok (nc_stream_finish (s) == 0 && nc_chain_n_layers (c.chain) == n &&
+      tap_errors == 0, "%s: nothing is missing in the end", what);
+  nc_stream_free (s);
+  ok (load_stop (&load), "%s: clients saw their own bytes", what);
+  e = nc_export_open (c.chain, "", 0);
+  ok (is_as_model (e, model, 0, SIZE), "%s: the disk is right", what);
+  nc_export_close (e);
+  must (nc_chain_stop (c.chain) == 0, "stop");
+  nc_chain_close (c.chain);
+  free (model);
+  free (lower);
+}
+
 int
 main (void)
 {
@@ -342,6 +407,12 @@ main (void)
   for (unsigned i = 0; i < 3; ++i)
     test_layers_go (&seed);
   test_interrupted (&seed);
+  test_crossing (NULL, "base.raw", 2, 1, "another stream drops layers between",
+                 &seed);
+  test_crossing ("a.fvd", NULL, 1, 1, "another stream drops all", &seed);
+  test_crossing ("a.fvd", "base.raw", 2, 2, "another stream drops the base",
+                 &seed);
+  test_crossing ("base.raw", "a.fvd", 3, 2, "both have a base", &seed);
   remove_folder ();
   return tap_done ();
 }
