@@ -314,7 +314,7 @@ chain_config_complete (void)
   "                      Whose key in that file; needed if it has several.\n" \
   "retry=<SECONDS>       How long requests wait for a remote that cannot be\n" \
   "                      reached; 0 is for ever (default: 60).\n" \
-  "max-waiting=<N>       How many requests of a connection may wait for a\n" \
+  "max-waiting=<N>       How many requests of a connection may be blocked on a\n" \
   "                      remote; 0 is no limit (default: 15).\n" \
   "max-connections=<N>   How many connections may be open at a time; 0 is no\n" \
   "                      limit (default: 0).\n" \

@@ -733,6 +733,51 @@ END
   finished
 }
 
+# hangs SERVE...: the base is connected and silent; one thread of 16 is left for
+# local data, and those requests that hold the others end well.
+hangs ()
+{
+  base_up
+  overlay a.fvd
+  "$@" a.fvd
+  client client <<'END'
+h = connect()
+write(h, b"L" * BLOCK, 0).get()
+said("connected")
+heard("frozen")
+# Two thirds of them read what another one reads.
+requests = [read(h, 512, i // 3 * 5 * BLOCK + 600 * (i % 3))
+            for i in range(3, 43)]
+until(lambda: sum(r.failed() for r in requests) == 25)
+more = [read(h, BLOCK, 17 * 5 * BLOCK), write(h, b"p" * 10, 18 * 5 * BLOCK),
+        read(h, BLOCK, 19 * 5 * BLOCK)]
+assert [r.error() for r in more] == [errno.EIO] * 3
+write(h, b"W" * BLOCK, 20 * 5 * BLOCK).get()
+flush(h).get()
+waits([r for r in requests if not r.failed()], h, 0, b"L" * BLOCK)
+assert all(r.result == errno.EIO for r in requests if r.failed())
+said("waiting")
+for i, r in enumerate(requests, 3):
+    if not r.failed():
+        at = i // 3 * 5 * BLOCK + 600 * (i % 3)
+        assert r.get() == BASE[at:at + 512]
+END
+  go_on connected
+  base_freeze
+  touch frozen
+  go_on waiting
+  kill -CONT "$base_pid"
+  finished
+}
+
+@test "a base that hangs leaves a thread for local data" {
+  hangs serve_plain
+}
+
+@test "a base that hangs leaves one beside copy-on-read, too" {
+  hangs serve_copying
+}
+
 @test "by default one thread of nbdkit's 16 is left for local data" {
   base_up
   overlay a.fvd

@@ -988,7 +988,7 @@ nc_export_open (struct nc_chain *chain, const char *name,
   export->size = layer->size;
   export->block_size = layer->block_size;
   export->writable = disk && chain->writable;
-  export->max_waiting = max_waiting;
+  nc_slots_init (&export->slots, max_waiting);
   nc_uuid_format (&layer->uuid, export->uuid);
   if (disk)
     nc_view_unpin (&chain->views, view);
@@ -1002,8 +1002,11 @@ nc_export_open (struct nc_chain *chain, const char *name,
 void
 nc_export_close (struct nc_export *export)
 {
-  if (export && export->view)
+  if (export == NULL)
+    return;
+  if (export->view)
     nc_view_unpin (&export->chain->views, export->view);
+  nc_slots_fini (&export->slots);
   free (export);
 }
 
@@ -1041,6 +1044,12 @@ uint32_t
 nc_export_block_size (const struct nc_export *export)
 {
   return export->block_size;
+}
+
+struct nc_slots *
+nc_export_slots (struct nc_export *export)
+{
+  return &export->slots;
 }
 
 const char *

@@ -199,7 +199,7 @@ extern bool nc_chain_has_file (struct nc_chain *chain, const char *path)
 /* Counters since nc_chain_open; see nc_chain_stats. */
 struct nc_chain_stats {
   uint64_t waits;               /* requests that waited for a remote */
-  uint64_t refused_waits;       /* failed at once: too many were waiting */
+  uint64_t refused_waits;       /* failed: too many were blocked on one */
   uint64_t map_bytes;           /* memory of the merged view */
 };
 extern void nc_chain_stats (struct nc_chain *chain,
@@ -208,8 +208,8 @@ extern void nc_chain_stats (struct nc_chain *chain,
 
 /* An export: the disk ("" or "disk"), or the layer called NAME with all
  * below it, read-only, as the disk was then.  One a client connection.
- * max_waiting: how many of its requests may wait for a remote at a time;
- * more fail at once (0 = no limit).
+ * max_waiting: how many of its requests may be blocked on a remote at a time
+ * (slots.h); 0 = no limit.
  * That of a layer which a pivot drops goes on until it is closed, and keeps
  * the layers open that the chain had when it was opened.
  * All are closed before the chain is.
@@ -219,6 +219,11 @@ extern struct nc_export *nc_export_open (struct nc_chain *chain,
                                          unsigned max_waiting)
   __attribute__ ((__nonnull__ (1, 2)));
 extern void nc_export_close (struct nc_export *export);
+
+/* Its slots, for who blocks its threads elsewhere. */
+struct nc_slots;
+extern struct nc_slots *nc_export_slots (struct nc_export *export)
+  __attribute__ ((__nonnull__ (1)));
 
 extern uint64_t nc_export_size (const struct nc_export *export)
   __attribute__ ((__nonnull__ (1)));
@@ -327,7 +332,8 @@ extern bool nc_export_is_stale (const struct nc_export *export,
   __attribute__ ((__nonnull__ (1, 2)));
 
 /* nc_export_fetch for who has other things to do than to wait for a remote:
- * if one cannot be reached it fails at once with ENOTCONN, not reported. */
+ * if one cannot be reached it fails at once with ENOTCONN, and with EBUSY if
+ * too many requests of EXPORT are blocked on it; not reported. */
 extern int nc_export_try_fetch (struct nc_export *export, void *buf,
                                 size_t count, uint64_t offset,
                                 struct nc_fetched *fetched)

@@ -12,6 +12,7 @@
 
 #include "chain/activity.h"
 #include "chain/chain.h"
+#include "chain/slots.h"
 #include "chain/view.h"
 #include "data/claims.h"
 #include "format/layer.h"
@@ -49,8 +50,7 @@ struct nc_export {
   bool writable;
   bool background;              /* no client's */
   char uuid[37];
-  unsigned max_waiting;         /* 0 = no limit */
-  _Atomic (unsigned) waiting;   /* requests that wait for a remote */
+  struct nc_slots slots;        /* of its threads that a remote blocks */
 };
 
 /* The file that an image names for its data, as nc_layer_options.open_data;

@@ -19,6 +19,9 @@
  * a block does not change within a view, and if the block became allocated
  * meanwhile the bytes are not needed).  When a remote cannot be reached the
  * request leaves everything, waits, and starts over.
+ *
+ * Every call in which a remote may block the thread of a client has a slot
+ * (slots.h), so that not all threads of a connection are blocked at a time.
  */
 
 #include <config.h>
@@ -82,22 +85,32 @@ enum why { RETRY_IS_OVER, TOO_MANY_WAIT };
 static int
 give_up (struct nc_export *export, const struct attempt *a, enum why cause)
 {
-  static const char *const why[] = {
-    [RETRY_IS_OVER] = "waited as long as retry= allows",
-    [TOO_MANY_WAIT] = "too many requests of this connection are waiting "
-      "already",
+  static const struct { const char *state, *why; } text[] = {
+    [RETRY_IS_OVER] = { "not reachable", "waited as long as retry= allows" },
+    [TOO_MANY_WAIT] = { "does not answer", "as many requests of this "
+      "connection wait for it as max-waiting= allows" },
   };
   char more[NC_REPEAT_TEXT];
 
   if (nc_repeat_report (&export->chain->given_up, cause, more))
-    nc_error ("%s: not reachable, and a request needs it at offset %" PRIu64
-              ": %s; data in local layers is served all the while%s",
-              a->unreachable->path, a->offset, why[cause], more);
+    nc_error ("%s: %s, and a request needs it at offset %" PRIu64 ": %s; data "
+              "in local layers is served all the while%s",
+              a->unreachable->path, text[cause].state, a->offset,
+              text[cause].why, more);
   else
-    nc_error_untold ("%s: not reachable, and needed at offset %" PRIu64
-                     ": %s", a->unreachable->path, a->offset, why[cause]);
+    nc_error_untold ("%s: %s, and needed at offset %" PRIu64 ": %s",
+                     a->unreachable->path, text[cause].state, a->offset,
+                     text[cause].why);
   errno = EIO;
   return -1;
+}
+
+/* No thread more of the client's may be blocked. */
+static int
+refuse_to_wait (struct nc_export *export, const struct attempt *a)
+{
+  export->chain->refused_waits++;
+  return give_up (export, a, TOO_MANY_WAIT);
 }
 
 static bool
@@ -125,7 +138,12 @@ wait_for_device (struct nc_export *export, struct attempt *a)
   struct nc_dev *dev = a->unreachable->dev;
   const unsigned retry = export->chain->retry;
   struct timespec now, end;
+  NC_SLOT slot = NULL;
 
+  nc_slots_unreachable (&export->slots);
+  slot = nc_slots_take (&export->slots);
+  if (slot == NULL)
+    return refuse_to_wait (export, a);
   set_deadline (export, a);
   clock_gettime (CLOCK_MONOTONIC, &now);
   if (!a->waited) {
@@ -142,8 +160,10 @@ wait_for_device (struct nc_export *export, struct attempt *a)
     end = end_of_slice (&now);
     if (retry && is_before (&a->deadline, &end))
       end = a->deadline;
-    if (dev->ops->wait (dev, &end) == 0)
+    if (dev->ops->wait (dev, &end) == 0) {
+      nc_slots_answered (slot);
       return 0;
+    }
     if (errno == ESHUTDOWN)
       return -1;
     clock_gettime (CLOCK_MONOTONIC, &now);
@@ -159,28 +179,23 @@ start_over (struct nc_export *export, struct attempt *a)
 {
   int r;
 
-  if (errno != ENOTCONN || a->view == NULL)
+  if (a->view == NULL || (errno != ENOTCONN && errno != EBUSY))
     return false;
-
-  if (export->waiting++ >= export->max_waiting && export->max_waiting) {
-    export->chain->refused_waits++;
-    r = give_up (export, a, TOO_MANY_WAIT);
-  }
-  else
-    r = wait_for_device (export, a);
-  export->waiting--;
+  r = errno == EBUSY ? refuse_to_wait (export, a)
+    : wait_for_device (export, a);
   nc_view_unpin (&export->chain->views, a->view);
   a->view = NULL;
   a->asked = a->asked_remote = 0;
   return r == 0;
 }
 
-/* LAYER of VIEW, in which the request still is, failed at OFFSET. */
+/* LAYER of VIEW, in which the request still is, failed at OFFSET: with ENOTCONN
+ * or, for want of a slot, EBUSY it can be waited for. */
 static void
 note_failure (struct nc_export *export, struct nc_view *view,
               struct nc_layer *layer, uint64_t offset, struct attempt *a)
 {
-  if (errno != ENOTCONN || layer->dev->ops->wait == NULL)
+  if ((errno != ENOTCONN && errno != EBUSY) || layer->dev->ops->wait == NULL)
     return;
   nc_view_pin_this (&export->chain->views, view);
   a->view = view;
@@ -252,25 +267,50 @@ find (struct nc_export *export, struct nc_view *view, uint64_t offset,
   return nc_map_find (map, offset, count, layer, run);
 }
 
-/* Have LAYER read V[0..n-1]; several only of a remote. */
-static int
-ask (struct nc_export *export, struct nc_view *view, struct nc_layer *layer,
-     const struct nc_dev_read *v, size_t n, struct attempt *a)
+/* A call of a remote has returned R, and errno: the holder of SLOT knows whether
+ * the remote has answered. */
+static void
+note_answer (struct nc_slots *slot, int r)
 {
-  const bool counts = layer->dev->remote && !export->background;
+  if (r == 0 || (errno != ENOTCONN && errno != ESHUTDOWN))
+    nc_slots_answered (slot);
+}
+
+/* Have LAYER, a remote, read V[0..n-1].  EBUSY, not reported: too many requests
+ * are blocked on it. */
+static int
+ask_remote (struct nc_export *export, struct nc_layer *layer,
+            const struct nc_dev_read *v, size_t n)
+{
+  NC_SLOT slot = nc_slots_take (&export->slots);
+  const bool counts = !export->background;
   int r;
 
-  a->asked++;
-  if (layer->dev->remote) {
-    a->asked_remote++;
-    set_deadline (export, a);
-  }
+  if (slot == NULL)
+    return -1;
   if (counts)
     export->chain->cold_reads++;
   r = n > 1 ? layer->format->pread_many (layer, v, n)
     : layer->format->pread (layer, v->buf, v->count, v->offset);
   if (counts)
     export->chain->cold_reads--;
+  note_answer (slot, r);
+  return r;
+}
+
+/* Have LAYER read V[0..n-1]; several only of a remote. */
+static int
+ask (struct nc_export *export, struct nc_view *view, struct nc_layer *layer,
+     const struct nc_dev_read *v, size_t n, struct attempt *a)
+{
+  int r;
+
+  a->asked++;
+  if (!layer->dev->remote)
+    return layer->format->pread (layer, v->buf, v->count, v->offset);
+  a->asked_remote++;
+  set_deadline (export, a);
+  r = ask_remote (export, layer, v, n);
   if (r == -1)
     note_failure (export, view, layer, v->offset, a);
   return r;
@@ -1233,6 +1273,21 @@ nc_export_missing (struct nc_export *export, const struct nc_layer *base,
 
 /* Block status. */
 
+static int
+remote_extents (struct nc_export *export, struct nc_layer *layer,
+                struct nc_extents *extents, uint64_t end)
+{
+  NC_SLOT slot = nc_slots_take (&export->slots);
+  int r = slot ? layer->format->extents (layer, extents, end) : -1;
+
+  if (slot)
+    note_answer (slot, r);
+  /* "Data" is always true, and nobody need wait to hear it. */
+  if (r == -1 && (errno == ENOTCONN || errno == EBUSY))
+    r = nc_extents_append (extents, end - nc_extents_next (extents), 0);
+  return r;
+}
+
 int
 nc_export_extents (struct nc_export *export, struct nc_extents *extents,
                    bool one)
@@ -1256,11 +1311,9 @@ nc_export_extents (struct nc_export *export, struct nc_extents *extents,
       continue;
     }
     layer = view->layers[i];
-    r = layer->format->extents (layer, extents, at + run);
-    /* "Data" is always true, and nobody need wait to hear it. */
-    if (r == -1 && errno == ENOTCONN)
-      r = nc_extents_append (extents, at + run - nc_extents_next (extents),
-                             0);
+    r = layer->dev->remote
+      ? remote_extents (export, layer, extents, at + run)
+      : layer->format->extents (layer, extents, at + run);
   }
   leave (export, view, NC_VIEW_READ);
   if (one)                      /* the second was there to end the first */

@@ -38,6 +38,7 @@
 #include <time.h>
 
 #include "chain/chain.h"
+#include "chain/slots.h"
 #include "util/checked.h"
 #include "util/clock.h"
 #include "util/report.h"
@@ -533,11 +534,10 @@ note_read (struct nc_copyread *cr, const struct piece *piece, bool wide,
     give_way_locked (cr, taken, time_of (kind));
 }
 
-/* Wait for PIECE, of which the caller has a reference and needs COUNT bytes
- * at OFFSET.  Returns whether it is here. */
-static bool
-wait_for (struct nc_copyread *cr, struct piece *piece, uint64_t count,
-          uint64_t offset)
+/* A client needs COUNT bytes at OFFSET of PIECE.  Returns the piece's state. */
+static enum state
+note_join (struct nc_copyread *cr, struct piece *piece, uint64_t count,
+           uint64_t offset)
 {
   NC_LOCKED (&cr->lock);
   cr->count.joined += piece->state == ON_ITS_WAY;
@@ -547,19 +547,43 @@ wait_for (struct nc_copyread *cr, struct piece *piece, uint64_t count,
       nc_ahead_waits (&cr->ahead, offset);
     watch_locked (cr);
   }
-  while (piece->state == ON_ITS_WAY)
-    pthread_cond_wait (&piece->changed, &cr->lock);
-  return piece->state == HERE;
+  return piece->state;
+}
+
+/* Wait until PIECE, of which the caller has a reference, is read.  It comes from
+ * a remote, perhaps, and then blocks this thread of EXPORT as a read of its
+ * own would.  Returns whether it is here. */
+static bool
+wait_for (struct nc_copyread *cr, struct nc_export *export,
+          struct piece *piece)
+{
+  NC_SLOT slot = nc_slots_take (nc_export_slots (export));
+  bool is_here;
+
+  if (slot == NULL)
+    return false;
+  {
+    NC_LOCKED (&cr->lock);
+    while (piece->state == ON_ITS_WAY)
+      pthread_cond_wait (&piece->changed, &cr->lock);
+    is_here = piece->state == HERE;
+  }
+  if (is_here)
+    nc_slots_answered (slot);
+  return is_here;
 }
 
 static uint64_t
 read_other (struct nc_copyread *cr, struct nc_export *export,
             struct piece *piece, void *buf, uint64_t count, uint64_t offset)
 {
+  enum state state;
   uint64_t n = 0;
 
   count = nc_min64 (count, piece->offset + piece->count - offset);
-  if (wait_for (cr, piece, count, offset))
+  state = note_join (cr, piece, count, offset);
+  if (state == HERE ||
+      (state == ON_ITS_WAY && wait_for (cr, export, piece)))
     n = take (export, piece, buf, count, offset);
   NC_LOCKED (&cr->lock);
   release_locked (piece);

@@ -14,6 +14,7 @@
 #include <sys/stat.h>
 
 #include "chain/internal.h"
+#include "copyread/copyread.h"
 #include "copy/side.h"
 #include "dev-fault.h"
 #include "folder.h"
@@ -972,6 +973,140 @@ test_write_waits (void)
   rig_fini (&r);
 }
 
+static bool
+is_unanswered (struct rig *r, unsigned n)
+{
+  for (unsigned i = 0; i < 300000; ++i) {
+    if (r->base.unanswered == n)
+      return true;
+    usleep (100);
+  }
+  return note ("%u are unanswered, not %u", r->base.unanswered, n);
+}
+
+static uint64_t
+refused (struct nc_chain *chain)
+{
+  struct nc_chain_stats stats;
+
+  nc_chain_stats (chain, &stats);
+  return stats.refused_waits;
+}
+
+/* A remote is connected and does not answer. */
+static void
+test_silent_remote (void)
+{
+  struct nc_extents x;
+  struct request q[2];
+  uint8_t buf[4096];
+  struct rig r;
+
+  rig_init (&r, true, 60, 2);
+  memset (r.flat.data, 1, 4096);
+  must (nc_export_pwrite (r.e, r.flat.data, 4096, 0, 0) == 0, "write");
+  fault_set_silent (&r.base, true);
+  send_request (&q[0], r.e, false, 20000, 3000);
+  send_request (&q[1], r.e, true, 8192 + 10, 100);
+  must (is_unanswered (&r, 2), "requests");
+  tap_clear ();
+  for (unsigned i = 0; i < 3; ++i) {
+    errno = 0;
+    ok (nc_export_pread (r.e, buf, 10, 40000) == -1 && errno == EIO &&
+        refused (r.chain) == i + 1,
+        "with as many reads in flight as may block, one more fails");
+  }
+  ok (tap_errors == 1, "which is reported");
+  ok (nc_export_pwrite (r.e, buf, 10, 12288, 0) == -1 && errno == EIO &&
+      nc_export_populate (r.e, 40960, 4096) == -1 && errno == EIO,
+      "so do a write that needs the rest of a block, and populating");
+  nc_extents_init (&x, 0, RIG);
+  ok (nc_export_extents (r.e, &x, false) == 0 && x.n == 1 && x.v[0].type == 0,
+      "block status says data");
+  nc_extents_free (&x);
+  memset (r.flat.data + 12288, 3, 4096);
+  ok (same (r.e, &r.flat, 0, 4096) &&
+      nc_export_pwrite (r.e, r.flat.data + 12288, 4096, 12288, 0) == 0 &&
+      same (r.e, &r.flat, 12288, 4096) && nc_export_flush (r.e) == 0,
+      "what is local is served");
+  ok (!q[0].finished && !q[1].finished, "those in flight are still there");
+  fault_set_silent (&r.base, false);
+  pthread_join (q[0].thread, NULL);
+  pthread_join (q[1].thread, NULL);
+  memset (r.flat.data + 8192 + 10, 0xee, 100);
+  ok (q[0].result == 0 && memcmp (q[0].buf, r.flat.data + 20000, 3000) == 0 &&
+      q[1].result == 0 && same (r.e, &r.flat, 0, RIG),
+      "and end well when the remote answers");
+  rig_fini (&r);
+}
+
+static void
+slowly (void *opaque __attribute__ ((__unused__)))
+{
+  usleep (2000);
+}
+
+/* More requests in flight than may block are no reason to fail one, as long as
+ * the remote answers. */
+static void
+test_many_in_flight (void)
+{
+  struct request q[16];
+  bool good = true;
+  struct rig r;
+
+  rig_init (&r, true, 60, 2);
+  r.base.read_hook = slowly;
+  for (unsigned k = 0; k < 8; ++k) {
+    for (unsigned i = 0; i < 16; ++i)
+      send_request (&q[i], r.e, false, (16 * k + i) * 997 % (RIG - 3000),
+                    3000);
+    for (unsigned i = 0; i < 16; ++i) {
+      pthread_join (q[i].thread, NULL);
+      good = good && q[i].result == 0 &&
+        memcmp (q[i].buf, r.flat.data + q[i].offset, 3000) == 0;
+    }
+  }
+  ok (good && refused (r.chain) == 0,
+      "many requests share what may block, while the remote answers");
+  rig_fini (&r);
+}
+
+/* A client that waits for what another one reads is blocked as well. */
+static void
+test_silent_copyread (void)
+{
+  const struct nc_copyread_options opts = {
+    .max_outstanding = 1 << 20, .neighbourhood = 65536,
+  };
+  struct nc_copyread *cr = nc_copyread_new (&opts);
+  struct request q;
+  uint8_t buf[4096];
+  struct rig r;
+
+  rig_init (&r, true, 60, 1);
+  memset (r.flat.data, 1, 4096);
+  must (nc_export_pwrite (r.e, r.flat.data, 4096, 0, 0) == 0 && cr &&
+        nc_copyread_start (cr, r.chain) == 0, "copy-on-read");
+  fault_set_silent (&r.base, true);
+  send_request (&q, r.e, false, 20000, 3000);
+  must (is_unanswered (&r, 1), "a read");
+  tap_clear ();
+  ok (nc_export_pread (r.e, buf, 10, 20100) == -1 && errno == EIO &&
+      refused (r.chain) == 1 && tap_errors == 1,
+      "the read of another client is not waited for if too many are blocked");
+  ok (same (r.e, &r.flat, 0, 4096), "what is local is served");
+  fault_set_silent (&r.base, false);
+  pthread_join (q.thread, NULL);
+  ok (q.result == 0 && memcmp (q.buf, r.flat.data + 20000, 3000) == 0,
+      "the first read ends well");
+  nc_copyread_stop (cr);
+  must (nc_chain_stop (r.chain) == 0, "stop");
+  nc_copyread_end (cr);
+  rig_fini (&r);
+  nc_copyread_free (cr);
+}
+
 static void
 test_read_waits (void)
 {
@@ -1342,6 +1477,9 @@ main (void)
   test_threads (&seed);
   test_remote_away ();
   test_write_waits ();
+  test_silent_remote ();
+  test_many_in_flight ();
+  test_silent_copyread ();
   test_read_waits ();
   test_waits_in_vain ();
   test_lower_exports ();
