@@ -46,7 +46,8 @@ struct nc_format {
               bool *allocated, uint64_t *run);
 
   /* Call FN for each allocated run of the range, in order, without keeping
-   * anything in memory: for layers that nobody writes. */
+   * anything in memory: for layers that nobody writes.  While others write it,
+   * a run is what was allocated at some moment. */
   int (*walk) (struct nc_layer *layer, uint64_t offset, uint64_t count,
                nc_walk_fn fn, void *opaque);
 

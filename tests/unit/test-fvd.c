@@ -1038,6 +1038,95 @@ test_load_in_checkpoint (void)
   ok (opens_and_holds (KILLED), "and nothing is lost by it");
 }
 
+/* In place of other threads: just before a thread reads a sector because it is
+ * not loaded, one loads it, and a checkpoint has written half of it. */
+struct tearing {
+  struct nc_layer *layer;
+  uint64_t sector;              /* in the file */
+  bool table;                   /* it is one of the table of chunks */
+  bool is_torn;
+};
+
+static void
+load_and_tear (void *opaque)
+{
+  struct tearing *t = opaque;
+  struct nc_layer *l = t->layer;
+  uint8_t buf[BLOCK];
+  bool allocated;
+  uint64_t run;
+
+  if (t->is_torn)
+    return;
+  must ((t->table ? l->format->pread (l, buf, BLOCK, 0)
+         : l->format->run (l, 0, BLOCK, &allocated, &run)) == 0, "load");
+  disk.data[t->sector + 300] ^= 0xff;
+  t->is_torn = true;
+}
+
+static int
+add_range (void *opaque, uint64_t offset, uint64_t count)
+{
+  uint64_t *sum = opaque;
+
+  *sum += offset + count;
+  return 0;
+}
+
+/* What a thread that comes late makes of it. */
+static bool
+works_late (struct nc_layer *l, unsigned how)
+{
+  uint64_t run, sum = 0;
+  uint8_t buf[BLOCK];
+  bool allocated;
+
+  switch (how) {
+  case 0:
+    return l->format->walk (l, 0, SIZE, add_range, &sum) == 0 &&
+      sum == BLOCK + 3 * BLOCK;
+  case 1:
+    return l->format->allocated (l, &sum) == 0 && sum == 2 * BLOCK;
+  case 2:
+    return l->format->run (l, 0, SIZE, &allocated, &run) == 0 && allocated &&
+      run == BLOCK;
+  default:
+    return l->format->pread (l, buf, BLOCK, 0) == 0;
+  }
+}
+
+static void
+test_sectors_in_checkpoint (void)
+{
+  for (unsigned how = 0; how < (compact ? 4 : 3); ++how) {
+    struct tearing t = { .table = how == 3 };
+    struct fvd_reader r;
+
+    reset ();
+    t.layer = open_layer (true);
+    must (t.layer && do_write (t.layer, 0, 1) == 0 &&
+          do_write (t.layer, 2, 1) == 0 &&
+          t.layer->format->finish (t.layer) == 0, "write");
+    nc_layer_close (t.layer);
+    must (fvd_reader_open (&r, disk.data, disk.size) == 0, r.why);
+    t.sector = fvd_reader_le (r.header + (t.table ? FVD_AT_TABLE
+                                          : FVD_AT_BITMAP), 8);
+    fvd_reader_close (&r);
+    t.layer = open_layer (true);
+    must (t.layer != NULL, "open");
+    tap_clear ();
+    fault.read_hook = load_and_tear;
+    fault.opaque = &t;
+    ok (works_late (t.layer, how) && t.is_torn && tap_errors == 0,
+        "who reads a sector late, for %s, is not told that it is damaged",
+        how == 0 ? "a walk" : how == 1 ? "the sum" : how == 2 ? "a bit"
+        : "the table");
+    fault.read_hook = NULL;
+    disk.data[t.sector + 300] ^= 0xff;
+    nc_layer_close (t.layer);
+  }
+}
+
 static void
 test_errors (void)
 {
@@ -2143,6 +2232,7 @@ main (void)
   test_checkpoint (&seed, true);
   test_no_stall ();
   test_load_in_checkpoint ();
+  test_sectors_in_checkpoint ();
   test_memory (&seed);
   test_memory_without_life ();
   test_memory_after_failed_sync ();
@@ -2172,6 +2262,7 @@ main (void)
   test_checkpoint (&seed, false);
   test_checkpoint (&seed, true);
   test_no_stall ();
+  test_sectors_in_checkpoint ();
   test_memory (&seed);
   test_crashes (&seed, LESS (20), false, "random writes and crashes");
   test_crashes (&seed, 1 + LESS (3), true, "with whole pages, too");

@@ -114,8 +114,18 @@ fvd_summary_read (struct fvd *f)
   return 0;
 }
 
-int
-fvd_page_read (struct fvd *f, uint64_t page, uint64_t *words)
+static bool
+is_loaded (const struct fvd *f, uint64_t page)
+{
+  return atomic_load_explicit (&f->bm->state[page],
+                               memory_order_acquire) != NC_PAGE_UNLOADED;
+}
+
+/* The words of page PAGE as they are in the file.  Returns 1 if the sector has
+ * no valid checksum because another thread has loaded the page meanwhile, and
+ * a checkpoint is writing it: then the words in memory count. */
+static int
+read_page (struct fvd *f, uint64_t page, uint64_t *words)
 {
   union {
     uint8_t bytes[FVD_SECTOR];
@@ -125,6 +135,8 @@ fvd_page_read (struct fvd *f, uint64_t page, uint64_t *words)
 
   if (read_sectors (f, FVD_BITMAP, f->h.bitmap.offset, page, 1,
                     sector.bytes) == -1) {
+    if (errno == EBADMSG && is_loaded (f, page))
+      return 1;
     if (errno == EBADMSG) {
       nc_error ("%s: damaged bitmap: page %" PRIu64 " (disk offset %" PRIu64
                 ") has a wrong checksum", f->dev->name, page,
@@ -142,18 +154,12 @@ fvd_page_read (struct fvd *f, uint64_t page, uint64_t *words)
   return 0;
 }
 
-static bool
-is_loaded (const struct fvd *f, uint64_t page)
-{
-  return atomic_load_explicit (&f->bm->state[page],
-                               memory_order_acquire) != NC_PAGE_UNLOADED;
-}
-
 int
 fvd_page_load (struct fvd *f, uint64_t page)
 {
   uint64_t words[NC_PAGE_WORDS];
   enum fvd_summary summary = fvd_summary_get (f, page);
+  int r;
 
   /* A checkpoint changes the summary only of a page that is loaded, and
    * before its sector: having read the summary, look at the state again. */
@@ -163,11 +169,28 @@ fvd_page_load (struct fvd *f, uint64_t page)
     nc_bitmap_load_equal (f->bm, page, summary == FVD_ALL);
     return 0;
   }
-  if (fvd_page_read (f, page, words) == -1)
-    return -1;
+  r = read_page (f, page, words);
+  if (r != 0)
+    return r == -1 ? -1 : 0;
   NC_LOCKED (&f->load_lock);
   nc_bitmap_load (f->bm, page, words);
   return 0;
+}
+
+int
+fvd_page_look (struct fvd *f, uint64_t page, uint64_t *words)
+{
+  const enum fvd_summary summary = fvd_summary_get (f, page);
+  int r;
+
+  /* After the summary, as when loading. */
+  if (is_loaded (f, page))
+    return nc_bitmap_copy_page (f->bm, page, words);
+  if (summary != FVD_MIXED)
+    return summary == FVD_ALL ? NC_PAGE_ALL : NC_PAGE_NONE;
+  r = read_page (f, page, words);
+  return r == 0 ? NC_PAGE_MIXED
+    : r == 1 ? (int) nc_bitmap_copy_page (f->bm, page, words) : -1;
 }
 
 int
@@ -185,19 +208,16 @@ fvd_bits_count (struct fvd *f, uint64_t *blocks)
   *blocks = 0;
   for (uint64_t page = 0; page < f->bm->npages; ++page) {
     uint64_t words[NC_PAGE_WORDS];
-    const enum fvd_summary summary = fvd_summary_get (f, page);
 
-    if (is_loaded (f, page))    /* after the summary, as when loading */
-      nc_bitmap_copy_page (f->bm, page, words);
-    else if (summary == FVD_MIXED) {
-      if (fvd_page_read (f, page, words) == -1)
-        return -1;
+    switch (fvd_page_look (f, page, words)) {
+    case -1:
+      return -1;
+    case NC_PAGE_MIXED:
+      *blocks += nc_bitmap_weight (words);
+      break;
+    case NC_PAGE_ALL:
+      *blocks += nc_bitmap_page_blocks (f->bm, page);
     }
-    else {
-      *blocks += summary == FVD_ALL ? nc_bitmap_page_blocks (f->bm, page) : 0;
-      continue;
-    }
-    *blocks += nc_bitmap_weight (words);
   }
   return 0;
 }

@@ -204,6 +204,20 @@ fvd_table_look (struct fvd *f, uint64_t i,
   return 0;
 }
 
+static bool
+is_loaded (const struct fvd *f, uint64_t i)
+{
+  return atomic_load_explicit (&f->chunks.loaded[i], memory_order_acquire);
+}
+
+static int
+damaged (struct fvd *f, const char *why)
+{
+  nc_error ("%s: damaged table: %s", f->dev->name, why);
+  errno = EIO;
+  return -1;
+}
+
 int
 fvd_table_read (struct fvd *f, uint64_t i,
                 uint32_t entries[FVD_TABLE_ENTRIES])
@@ -211,20 +225,21 @@ fvd_table_read (struct fvd *f, uint64_t i,
   char why[FVD_WHY];
   const int r = fvd_table_look (f, i, entries, why);
 
-  if (r != 1)
-    return r;
-  nc_error ("%s: damaged table: %s", f->dev->name, why);
-  errno = EIO;
-  return -1;
+  return r == 1 ? damaged (f, why) : r;
 }
 
 static int
 load (struct fvd *f, uint64_t i)
 {
   uint32_t entries[FVD_TABLE_ENTRIES];
+  char why[FVD_WHY];
+  const int r = fvd_table_look (f, i, entries, why);
 
-  if (fvd_table_read (f, i, entries) == -1)
+  if (r == -1)
     return -1;
+  /* Once another thread has loaded it a checkpoint may be writing it. */
+  if (r == 1 && !is_loaded (f, i))
+    return damaged (f, why);
   NC_LOCKED (&f->load_lock);
   if (f->chunks.loaded[i])
     return 0;
@@ -240,8 +255,7 @@ get (struct fvd *f, uint64_t chunk)
 {
   const uint64_t i = chunk / FVD_TABLE_ENTRIES;
 
-  if (!atomic_load_explicit (&f->chunks.loaded[i], memory_order_acquire) &&
-      load (f, i) == -1)
+  if (!is_loaded (f, i) && load (f, i) == -1)
     return -1;
   return atomic_load_explicit (entry_of (f, chunk), memory_order_acquire);
 }
@@ -623,7 +637,7 @@ fvd_table_write (struct fvd *f)
 static int
 entries_of (struct fvd *f, uint64_t i, uint32_t entries[FVD_TABLE_ENTRIES])
 {
-  if (!atomic_load_explicit (&f->chunks.loaded[i], memory_order_acquire))
+  if (!is_loaded (f, i))
     return fvd_table_read (f, i, entries);
   for (unsigned k = 0; k < FVD_TABLE_ENTRIES; ++k)
     entries[k] = f->chunks.entry[i * STRIDE + k];

@@ -337,22 +337,13 @@ fvd_walk (struct nc_layer *layer, uint64_t offset, uint64_t count,
   for (uint64_t page = blk / NC_PAGE_BLOCKS;
        page <= (blk + nblks - 1) / NC_PAGE_BLOCKS; ++page) {
     const unsigned n = nc_bitmap_page_blocks (f->bm, page);
-    const bool loaded = f->bm->state[page] != NC_PAGE_UNLOADED;
     uint64_t words[NC_PAGE_WORDS];
-    int r = 0;
+    int r = fvd_page_look (f, page, words);
 
     w.first_blk = page * NC_PAGE_BLOCKS;
-    if (loaded)
-      nc_bitmap_copy_page (f->bm, page, words);
-    else if (fvd_summary_get (f, page) == FVD_NONE)
-      continue;
-    else if (fvd_summary_get (f, page) == FVD_MIXED &&
-             fvd_page_read (f, page, words) == -1)
-      return -1;
-
-    if (!loaded && fvd_summary_get (f, page) == FVD_ALL)
+    if (r == NC_PAGE_ALL)
       r = walk_blocks (&w, 0, n);
-    else
+    else if (r == NC_PAGE_MIXED)
       r = nc_bitmap_walk_words (words, n, walk_blocks, &w);
     if (r == -1)
       return -1;

@@ -282,8 +282,10 @@ extern enum fvd_summary fvd_summary_get (const struct fvd *f, uint64_t page);
 extern bool fvd_summary_set (struct fvd *f, uint64_t page,
                              enum fvd_summary value);
 
-/* The words of page PAGE as they are in the file. */
-extern int fvd_page_read (struct fvd *f, uint64_t page, uint64_t *words);
+/* What page PAGE holds, without loading it, also while others write the layer.
+ * Returns NC_PAGE_NONE, NC_PAGE_ALL, or NC_PAGE_MIXED and its WORDS; -1 on
+ * error, reported. */
+extern int fvd_page_look (struct fvd *f, uint64_t page, uint64_t *words);
 
 /* Make page PAGE loaded. */
 extern int fvd_page_load (struct fvd *f, uint64_t page);
