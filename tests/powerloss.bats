@@ -414,6 +414,60 @@ write_judge ()
     log -- bash judge
 }
 
+# overlay_on_killed [CREATE-OPTION...]: an image whose server was killed before
+# it flushed gets an overlay.  What a guest of that has seen must not change
+# any more when power fails after it has flushed.
+overlay_on_killed ()
+{
+  make_disk 600001 "$@"
+  record
+  start_recorded dir/top.fvd
+  # Of blocks that are allocated already, for others are lost with the process.
+  nbdsh -u "$uri" -c 'h.pwrite(b"1" * 500000, 50000)' -c 'h.flush()' \
+    -c 'h.pwrite(b"2" * 400000, 90000)'
+  stop_hard "$pid"
+  "${recorded[@]}" "$NBDCHAIN" create -b dir/top.fvd -F fvd dir/new.fvd
+  start_recorded dir/new.fvd
+  nbdcopy "$uri" now.raw
+  nbdsh -u "$uri" -c 'h.pwrite(b"x" * 4096, 0)' -c 'h.flush()'
+  stop "$pid"
+  log_is_complete
+  write_judge <<<'
+    set -e
+    cd "$STATE_DIR"
+    [ -e new.fvd ] || exit 0
+    nbdkit -U - "$plugin" new.fvd read-only=true --run "nbdcopy \"\$uri\" disk"
+    [ "$(head -c 4 disk)" = xxxx ] || exit 0
+    cmp -i 4096 disk '"$PWD"'/now.raw'
+  scratch_dir
+  "$harness/powerloss" run --states $((states / 15)) --seed "$seed" \
+    --work "$scratch" log -- bash judge
+}
+
+@test "an overlay on an image that was killed: what was seen stays" {
+  overlay_on_killed
+}
+
+@test "an overlay on one that was killed, with a data file: what was seen stays" {
+  overlay_on_killed --data-file dir/data.raw
+}
+
+@test "create: the image that it names as its backing is there and whole, too" {
+  make_base base.raw 300001
+  record
+  "${recorded[@]}" dd if=base.raw of=dir/base.raw bs=64K status=none
+  "${recorded[@]}" "$NBDCHAIN" create -b dir/base.raw -F raw dir/new.fvd
+  "${recorded[@]}" bash -c ': >dir/done && exec sync dir'
+  log_is_complete
+  write_judge <<<'
+    set -e
+    cd "$STATE_DIR"
+    [ ! -e done ] || cmp base.raw '"$PWD"'/base.raw'
+  scratch_dir
+  "$harness/powerloss" run --states $((states / 15)) --seed "$seed" \
+    --work "$scratch" log -- bash judge
+}
+
 @test "snapshot: one image is active, and nothing is lost" {
   make_disk 600001
   serve_plain dir/top.fvd

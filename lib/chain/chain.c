@@ -270,10 +270,21 @@ check_next (const struct build *b, const struct nc_layer *layer)
   return refuse_shared_data (b, layer);
 }
 
+/* Have LAYER, below one that will be written, in storage.  If the process that
+ * wrote it was killed, what it wrote is read, but may be in memory only; and
+ * the flush of a guest, which has seen it, goes to the active layer alone. */
+static int
+settle (const struct build *b, const struct nc_layer *layer)
+{
+  if (b->n == 0 || b->opts->read_only || layer->was_closed)
+    return 0;
+  return nc_layer_sync_below (b->layers[0], layer);
+}
+
 static int
 push (struct build *b, struct nc_layer *layer)
 {
-  if (check_next (b, layer) == -1) {
+  if (check_next (b, layer) == -1 || settle (b, layer) == -1) {
     nc_layer_close (layer);
     return -1;
   }

@@ -40,7 +40,7 @@ nc_succession_check (struct nc_layer *layer, const struct nc_layer *backing)
   }
   /* The process that retired the backing may have died before its sync. */
   if (layer->takes_over && layer->writable &&
-      backing->dev->ops->sync (backing->dev) == -1)
+      nc_layer_sync_below (layer, backing) == -1)
     return -1;
   layer->has_taken_over = true;
   return 0;

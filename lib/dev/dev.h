@@ -64,7 +64,8 @@ struct nc_dev_ops {
   int (*pwrite_durable) (struct nc_dev *dev, const void *buf, size_t count,
                          uint64_t offset);
 
-  /* Everything written by calls that have returned is durable. */
+  /* Everything written by calls that have returned is durable; of a device that
+   * is not written: what others have written.  NULL for a remote. */
   int (*sync) (struct nc_dev *dev);
 
   /* Begin to make durable what was written by anybody, and wait for no more

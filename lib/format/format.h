@@ -89,6 +89,11 @@ struct nc_format {
    * Concurrent calls share their work. */
   int (*flush) (struct nc_layer *layer);
 
+  /* The sync of a layer below, which was to come before any write, has failed:
+   * nothing is written, also by a later process that has the memory of this
+   * one.  NULL: there is no such memory. */
+  void (*fail) (struct nc_layer *layer);
+
   /* Flush, and leave the image as one that was closed in order.  No other
    * request is under way or comes later, but set_backing. */
   int (*finish) (struct nc_layer *layer);

@@ -73,6 +73,7 @@ nc_layer_open (const struct nc_format *format, struct nc_dev *dev,
   layer->format = format;
   layer->dev = dev;
   layer->writable = opts->writable;
+  layer->was_closed = true;
   layer->path = strdup (path);
   if (layer->path == NULL) {
     nc_error ("%s: %m", path);
@@ -99,6 +100,26 @@ nc_layer_begin (struct nc_layer *layer)
     return -1;
   }
   return layer->format->begin ? layer->format->begin (layer) : 0;
+}
+
+static int
+sync_dev (struct nc_dev *dev)
+{
+  return dev ? dev->ops->sync (dev) : 0;
+}
+
+int
+nc_layer_sync_below (struct nc_layer *active, const struct nc_layer *layer)
+{
+  int err;
+
+  if (sync_dev (layer->data_dev) == 0 && sync_dev (layer->dev) == 0)
+    return 0;
+  err = errno;
+  if (active->format->fail)
+    active->format->fail (active);
+  errno = err;
+  return -1;
 }
 
 void

@@ -45,6 +45,8 @@ struct nc_layer {
   bool writable;
   nc_uuid uuid;                 /* null: it has none */
   struct nc_backing backing;
+  bool was_closed;              /* in order, when it was opened; true also if
+                                   the format does not tell */
   bool retired;                 /* another image took over: */
   nc_uuid successor;
   bool takes_over;              /* made by a snapshot: it is written only once
@@ -85,6 +87,13 @@ extern struct nc_layer *nc_layer_open (const struct nc_format *format,
  * on error, reported; the layer can then only be closed. */
 extern int nc_layer_begin (struct nc_layer *layer)
   __attribute__ ((__nonnull__ (1)));
+
+/* Sync the files of LAYER, which is below ACTIVE and no remote, before ACTIVE is
+ * written.  If that fails, ACTIVE will not be written (nc_format.fail).
+ * Returns -1 on error, reported. */
+extern int nc_layer_sync_below (struct nc_layer *active,
+                                const struct nc_layer *layer)
+  __attribute__ ((__nonnull__ (1, 2)));
 
 /* Close device and format, without writing; path and name stay.  Nothing but
  * nc_layer_close is allowed afterwards. */

@@ -261,6 +261,11 @@ learn_from_device (struct nc_dev *dev, const char *ref, const char *format_name,
   layer = nc_layer_open (format, dev, ref, &read_only);
   if (layer == NULL)
     return -1;
+  /* The new image is durable when it has its name, so what it shows is, too. */
+  if (!dev->remote && dev->ops->sync (dev) == -1) {
+    nc_layer_close (layer);
+    return -1;
+  }
   if (layer->size > FVD_SIZE_MAX) {
     nc_error ("%s: has %" PRIu64 " bytes; a backing can have %" PRIu64,
               ref, layer->size, FVD_SIZE_MAX);

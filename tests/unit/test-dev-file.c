@@ -733,6 +733,20 @@ test_no_locks (void)
       "storage without locks is used, and that is told once");
 }
 
+/* As on a file system that is read-only by its kind. */
+static void
+test_nothing_to_sync (void)
+{
+  struct nc_dev *dev = nc_dev_open_file ("/proc/version", 0);
+
+  must (dev != NULL, tap_error);
+  tap_clear ();
+  ok (dev->ops->sync (dev) == 0 && dev->ops->sync (dev) == 0 &&
+      tap_errors == 0,
+      "a file that is not written, and cannot be synced, needs no sync");
+  nc_dev_close (dev);
+}
+
 int
 main (void)
 {
@@ -747,6 +761,7 @@ main (void)
   test_sync_not_overtaken ();
   test_flusher ();
   test_standing_back ();
+  test_nothing_to_sync ();
   test_chain ("raw");
   test_chain ("fvd");
   return tap_done ();

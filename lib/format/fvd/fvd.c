@@ -53,6 +53,7 @@ fill_in_layer (struct nc_layer *layer)
   layer->size = f->h.size;
   layer->block_size = UINT32_C (1) << f->h.block_bits;
   layer->uuid = f->h.uuid;
+  layer->was_closed = f->h.flags & FVD_CLEAN;
   layer->retired = f->h.flags & FVD_RETIRED;
   layer->successor = f->h.successor_uuid;
   layer->takes_over = f->h.flags & FVD_TAKES_OVER;
@@ -452,6 +453,15 @@ fvd_flush_layer (struct nc_layer *layer)
   return fvd_flush (fvd_of (layer));
 }
 
+static void
+fvd_fail (struct nc_layer *layer)
+{
+  struct fvd *f = fvd_of (layer);
+
+  nc_keep_set_failed (&f->keep);
+  f->failed = true;
+}
+
 static int
 fvd_finish (struct nc_layer *layer)
 {
@@ -559,6 +569,7 @@ const struct nc_format nc_format_fvd = {
   .zero = fvd_zero,
   .set_allocated = fvd_set_allocated,
   .flush = fvd_flush_layer,
+  .fail = fvd_fail,
   .finish = fvd_finish,
   .allocated = fvd_allocated,
   .set_backing = fvd_set_backing,
