@@ -6,6 +6,7 @@
 # from the image and the command line and is changed at run time.
 # shellcheck disable=SC2034,SC2154      # common.bash sets and uses these
 # shellcheck disable=SC2016             # for another shell
+# shellcheck disable=SC2030,SC2031      # a test is a subshell
 
 load common
 load qmp
