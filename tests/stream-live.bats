@@ -282,6 +282,10 @@ for block in after:
   refused '"backing-file": "x"' "needs 'base'"
   refused '"bottom": "base.raw", "backing-file": "x"' "there is none below"
   refused '"base-node": "base.raw", "backing-file": "[ rm x ]"' "neither a file"
+  refused '"base-node": "base.raw", "backing-file": "nbd://h/x?tls-psk-file=y"' \
+    "neither a file"
+  refused '"base-node": "base.raw", "backing-file": "nbd+unix:///?socket=s"' \
+    "neither a file"
   refused '"speed": -1' "'speed' cannot be -1"
   refused '"speed": "1"' "'speed'"
   refused '"on-error": "panic"' "'on-error' cannot be 'panic'"

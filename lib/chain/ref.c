@@ -1022,3 +1022,25 @@ nc_ref_for_image (const char *path, const char *image_path)
   }
   return ref;
 }
+
+int
+nc_ref_check_recorded (const char *ref)
+{
+  struct nc_allow *allow;
+  enum nc_ref_kind kind;
+  int r;
+
+  if (nc_ref_kind (ref, &kind) == -1)
+    return -1;
+  if (kind == NC_REF_COMMAND) {
+    nc_error ("%s: a command is never recorded in an image", ref);
+    errno = EINVAL;
+    return -1;
+  }
+  if (kind == NC_REF_FILE)
+    return 0;
+  allow = nc_allow_new ();
+  r = allow ? nc_allow_add (allow, ref) : -1;
+  nc_allow_free (allow);
+  return r;
+}

@@ -86,4 +86,11 @@ extern int nc_ref_open_file (const char *text, const char *image_path,
 extern char *nc_ref_for_image (const char *path, const char *image_path)
   __attribute__ ((__nonnull__ (1, 2)));
 
+/* Whether an image may record REF as its backing: a file, or a URI that
+ * nc_ref_check_uri could permit.  One that it never would (with a relative
+ * socket, or parameters) could only be followed until the image is opened
+ * next.  Returns 0; or -1 with errno EINVAL, reported. */
+extern int nc_ref_check_recorded (const char *ref)
+  __attribute__ ((__nonnull__ (1)));
+
 #endif /* NC_REF_H */

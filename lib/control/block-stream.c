@@ -213,7 +213,8 @@ check_backing_file (const struct request *r, struct nc_command_error *error)
   if (r->backing_file == NULL || nc_stream_is_ref (r->backing_file))
     return 0;
   return refuse (error, "'backing-file': '%.100s' is neither a file nor an NBD "
-                 "URI, as an image may name it", r->backing_file);
+                 "URI that could be followed when it is found in an image",
+                 r->backing_file);
 }
 
 /* QEMU has a default for devices alone. */

@@ -233,18 +233,6 @@ new_file_close (struct new_file *nf)
 
 /* Creating. */
 
-/* What is recorded is to be followed later: refuse a URI that never can be
- * (with a relative socket, or parameters not taken from an image). */
-static int
-check_uri (const char *uri)
-{
-  struct nc_allow *allow = nc_allow_new ();
-  int r = allow ? nc_allow_add (allow, uri) : -1;
-
-  nc_allow_free (allow);
-  return r;
-}
-
 /* Open the backing that the operator names, to learn its size and what
  * tells it from another. */
 static int
@@ -307,7 +295,7 @@ nc_backing_learn (const char *path, const char *ref, const char *format,
     errno = EINVAL;
     return -1;
   }
-  if (kind == NC_REF_URI && check_uri (ref) == -1)
+  if (kind == NC_REF_URI && nc_ref_check_recorded (ref) == -1)
     return -1;
   b->present = true;
   b->ref = kind == NC_REF_FILE ? nc_ref_for_image (ref, path)

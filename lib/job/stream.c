@@ -763,9 +763,7 @@ nc_stream_create (struct nc_jobs *jobs, const char *id,
 bool
 nc_stream_is_ref (const char *ref)
 {
-  enum nc_ref_kind kind;
-
-  return nc_ref_kind (ref, &kind) == 0 && kind != NC_REF_COMMAND;
+  return nc_ref_check_recorded (ref) == 0;
 }
 
 int
