@@ -564,7 +564,7 @@ serve_unix ()
   [[ $output == *"--base"* ]]
   [ "$(reference a.fvd)" = None ]
   run ! grep -aqF "$PWD/base.raw" a.fvd
-  run ! grep -aqF '[ ' a.fvd
+  run ! grep -aqF '[ nbdkit' a.fvd
   refuses --text a.fvd --text --base a.fvd /
   nbdkit_with_chain
   run -0 "${nbdkit[@]}" -U - "$NBDCHAIN_PLUGIN" a.fvd "base=$command" \
