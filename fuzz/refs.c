@@ -21,9 +21,12 @@
 #include <unistd.h>
 
 #include "chain/ref.h"
+#include "util/path.h"
+#include "util/unix-socket.h"
 
 /* The directory of the image, without symbolic links, and the image. */
-static char *dir, *image;
+static char *dir;
+static struct nc_path image = NC_PATH_NONE;
 
 static void
 remove_files (void)
@@ -60,7 +63,7 @@ make_files (void)
 
   snprintf (name, sizeof name, "%s/nbdchain-fuzz.XXXXXX", tmp ? tmp : "/tmp");
   fuzz_must (here >= 0 && mkdtemp (name) && (dir = realpath (name, NULL)) &&
-             asprintf (&image, "%s/image", dir) > 0 && chdir (dir) == 0,
+             chdir (dir) == 0,
              "a directory is made");
   atexit (remove_files);
   fuzz_must (mkdir ("sub", 0700) == 0 && mkfifo ("fifo", 0600) == 0 &&
@@ -70,6 +73,7 @@ make_files (void)
   make_file ("file");
   make_file ("sub/file");
   make_file ("image");
+  fuzz_must (nc_path_find ("image", &image) == 0, "the image is found");
   make_file ("nbd:x");
   make_file ("[x");
   fuzz_must (fchdir (here) == 0 && close (here) == 0, "back again");
@@ -79,10 +83,11 @@ static void
 try_file (const char *ref)
 {
   char proc[64], real[PATH_MAX];
-  char *path = NULL;
+  struct nc_path path;
+  char *text;
   struct stat st;
   ssize_t n;
-  int fd = nc_ref_open_file (ref, image, NULL, O_RDONLY | O_CLOEXEC, &path);
+  int fd = nc_ref_open_file (ref, &image, NULL, O_RDONLY, &path);
 
   if (fd == -1) {
     fuzz_must (errno != 0, "who refuses a file says why");
@@ -95,8 +100,10 @@ try_file (const char *ref)
   fuzz_must (strncmp (real, dir, strlen (dir)) == 0 &&
              real[strlen (dir)] == '/', "a file is below the directory");
   fuzz_must (fstat (fd, &st) == 0 && S_ISREG (st.st_mode), "it is a file");
-  fuzz_must (path && strcmp (path, real) == 0, "and called by its name");
-  free (path);
+  text = nc_path_text (&path);
+  fuzz_must (text && strcmp (text, real) == 0, "and called by its name");
+  free (text);
+  nc_path_close (&path);
   close (fd);
 }
 
@@ -134,6 +141,7 @@ run (const uint8_t *data, size_t size)
   char *ref = zero ? string_of (zero + 1, size - n_allow - 1)
     : string_of (data, size);
   struct nc_allow *allow = nc_allow_new ();
+  struct nc_socket_finder finder;
   enum nc_ref_kind kind;
   bool allowed = false;
 
@@ -147,8 +155,11 @@ run (const uint8_t *data, size_t size)
   if (nc_ref_kind (ref, &kind) == 0) {
     if (kind == NC_REF_FILE)
       try_file (ref);
-    else if (kind == NC_REF_URI && nc_ref_check_uri (ref, image, allow) == 0)
+    else if (kind == NC_REF_URI &&
+             nc_ref_check_uri (ref, &image, allow, &finder) == 0) {
       check_accepted (ref, allowed);
+      nc_socket_finder_free (&finder);
+    }
   }
   nc_allow_free (allow);
   free (allow_text);

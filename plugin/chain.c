@@ -39,7 +39,7 @@
 #include "serve/server.h"
 #include "serve/supervise.h"
 #include "serve/traffic.h"
-#include "util/atomic-file.h"
+#include "util/path.h"
 #include "util/report.h"
 #include "util/scope.h"
 #include "util/text.h"
@@ -80,6 +80,8 @@ static struct nc_supervise *supervise;
 static struct nc_jobs *jobs;
 static struct nc_control *control;
 static _Atomic (bool) was_quit; /* by a command */
+static struct nc_path jobs_file = NC_PATH_NONE; /* where they are recorded */
+static char jobs_uuid[37];      /* of the image that they are recorded for */
 
 static void
 to_nbdkit (enum nc_report_level level, const char *fmt, va_list args)
@@ -130,6 +132,7 @@ chain_unload (void)
   nc_jobs_free (jobs);
   nc_chain_close (chain);
   nc_allow_free (config.allow);
+  nc_path_close (&jobs_file);
   free (config.image);
   free (config.format);
   free (config.base);
@@ -224,13 +227,8 @@ config_memory (const char *value)
 static int
 chain_config (const char *key, const char *value)
 {
-  if (strcmp (key, "image") == 0) {
-    char *path = nbdkit_realpath (value);
-    int r = path ? config_string (key, path, &config.image) : -1;
-
-    free (path);
-    return r;
-  }
+  if (strcmp (key, "image") == 0)
+    return config_path (key, value, &config.image);
   if (strcmp (key, "format") == 0)
     return config_string (key, value, &config.format);
   if (strcmp (key, "base") == 0)
@@ -352,24 +350,22 @@ cannot_be_written (void)
   return true;
 }
 
-/* Where jobs are recorded, and for which image; NULL: nowhere, or memory is
- * short. */
-static char *
-jobs_path (char uuid[37])
+/* Find out where jobs are recorded, and for which image: jobs_file stays
+ * NC_PATH_NONE if they are not. */
+static int
+find_jobs_file (void)
 {
-  const char *image = nc_chain_active_path (chain, uuid);
-  struct stat st;
+  const struct nc_path *image = nc_chain_active_file (chain, jobs_uuid);
 
   /* Without a UUID nothing tells an image from one that took its name. */
-  if (!config.resume || !nc_chain_is_writable (chain) || *uuid == '\0')
-    return NULL;
+  if (!config.resume || !nc_chain_is_writable (chain) || *jobs_uuid == '\0')
+    return 0;
   if (config.jobs)
-    return strdup (config.jobs);
-  if (stat (image, &st) == -1 || !S_ISREG (st.st_mode)) {
-    nc_debug ("%s: which jobs run is not recorded", image);
-    return NULL;
-  }
-  return nc_path_beside (image, ".jobs");
+    return nc_path_find (config.jobs, &jobs_file);
+  if (image)
+    return nc_path_beside (image, ".jobs", &jobs_file);
+  nc_debug ("%s: which jobs run is not recorded", config.image);
+  return 0;
 }
 
 /* What a record of jobs would take the place of must be one.  A raw layer has
@@ -377,18 +373,18 @@ jobs_path (char uuid[37])
 static int
 check_jobs (void)
 {
-  char uuid[37];
-  NC_FREE char *path = jobs_path (uuid);
-
-  if (path == NULL)
+  if (find_jobs_file () == -1)
+    return -1;
+  if (jobs_file.dir == -1)
     return 0;
-  if (nc_chain_has_file (chain, path)) {
-    nc_error ("%s: is a file of the disk that is to be served, and a record of "
-              "jobs would take its place: have the record elsewhere (nbdchain "
-              "serve --jobs FILE, jobs=FILE)", path);
+  if (nc_chain_has_file (chain, &jobs_file)) {
+    nc_error ("%s/%s: is a file of the disk that is to be served, and a record "
+              "of jobs would take its place: have the record elsewhere "
+              "(nbdchain serve --jobs FILE, jobs=FILE)", jobs_file.real,
+              jobs_file.name);
     return -1;
   }
-  return nc_record_check (path);
+  return nc_record_check (&jobs_file);
 }
 
 static int
@@ -398,11 +394,9 @@ resume_jobs (void)
     { "stream", nc_stream_resume },
     { NULL, NULL }
   };
-  char uuid[37];
-  NC_FREE char *path = jobs_path (uuid);
 
-  return path == NULL ? 0
-    : nc_jobs_resume (jobs, path, uuid, "disk", kinds, chain);
+  return jobs_file.dir == -1 ? 0
+    : nc_jobs_resume (jobs, &jobs_file, jobs_uuid, "disk", kinds, chain);
 }
 
 static int

@@ -253,10 +253,11 @@ serve_by ()
 }
 
 # listens_or_gone SOCKET PID: a control socket, and not one that was left
-# behind.  It is shown under the name that it was made with.
+# behind.
 listens_or_gone ()
 {
-  { [ -S "$1" ] && [ -n "$(ss -Hlx src "$(realpath -m "$1").*")" ]; } ||
+  { [ -S "$1" ] && /usr/bin/python3 -c 'import socket, sys
+socket.socket(socket.AF_UNIX).connect(sys.argv[1])' "$1" 2>/dev/null; } ||
     is_gone "$2"
 }
 

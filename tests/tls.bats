@@ -235,7 +235,7 @@ no_server ()
              "nbds+unix:///?socket=/x&tls-psk-file=$certs/alice.psk"; do
     remote=$bad
     no_server --remote-tls-certificates "$certs/trust"
-    [[ $output == *"is taken from a URI with TLS; give remote-tls-"* ]]
+    [[ $output == *"remote-tls-"* ]]
   done
   for command in "create -b $remote -F raw no.fvd" "serve top.fvd"; do
     # shellcheck disable=SC2086

@@ -8,6 +8,7 @@
 #include "serve.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <netdb.h>
 #include <netinet/in.h>
 #include <stddef.h>
@@ -43,6 +44,9 @@ percent_encode (const char *text)
   return out;
 }
 
+#define LISTENER_NONE \
+  { .fd = -1, .name = NC_SOCKET_NAME_NONE, .private_dir = NC_PATH_NONE }
+
 static char *
 absolute_path (const char *path)
 {
@@ -62,23 +66,24 @@ static int
 make_private_dir (struct listener *listener)
 {
   const char *base = getenv ("XDG_RUNTIME_DIR");
+  NC_FREE char *dir = NULL;
 
   if (base == NULL || base[0] != '/' || access (base, W_OK) == -1)
     base = getenv ("TMPDIR");
   if (base == NULL || base[0] != '/')
     base = "/tmp";
-  if (asprintf (&listener->private_dir, "%s/nbdchain-XXXXXX", base) == -1) {
-    listener->private_dir = NULL;
+  if (asprintf (&dir, "%s/nbdchain-XXXXXX", base) == -1) {
+    dir = NULL;
     nc_error ("out of memory");
     return -1;
   }
-  if (mkdtemp (listener->private_dir) == NULL) {
+  if (mkdtemp (dir) == NULL) {
     nc_error ("cannot make a directory for the socket in %s: %m", base);
-    free (listener->private_dir);
-    listener->private_dir = NULL;
     return -1;
   }
-  if (asprintf (&listener->path, "%s/socket", listener->private_dir) == -1) {
+  if (nc_path_find (dir, &listener->private_dir) == -1)
+    return -1;
+  if (asprintf (&listener->path, "%s/socket", dir) == -1) {
     listener->path = NULL;
     nc_error ("out of memory");
     return -1;
@@ -100,10 +105,23 @@ make_unix_uri (struct listener *listener)
   return 0;
 }
 
+/* Listen at listener->path.  The mode is to be as it was asked for: no other
+ * thread or process takes over this umask. */
+static int
+listen_unix (struct listener *listener, mode_t mode)
+{
+  const mode_t mask = umask (0);
+
+  listener->fd = nc_listen_unix ("socket", listener->path, mode, SOMAXCONN,
+                                 &listener->name);
+  umask (mask);
+  return listener->fd == -1 ? -1 : 0;
+}
+
 int
 listener_open_unix (struct listener *listener, const char *path, mode_t mode)
 {
-  *listener = (struct listener) { .fd = -1 };
+  *listener = (struct listener) LISTENER_NONE;
   if (path == NULL) {
     if (make_private_dir (listener) == -1)
       goto fail;
@@ -115,9 +133,7 @@ listener_open_unix (struct listener *listener, const char *path, mode_t mode)
       goto fail;
     }
   }
-  listener->fd = nc_listen_unix ("socket", listener->path, mode, SOMAXCONN,
-                                 &listener->made);
-  if (listener->fd == -1 || make_unix_uri (listener) == -1)
+  if (listen_unix (listener, mode) == -1 || make_unix_uri (listener) == -1)
     goto fail;
   return 0;
 
@@ -216,7 +232,7 @@ listener_open_tcp (struct listener *listener, const char *address,
   struct addrinfo *addrs;
   int r;
 
-  *listener = (struct listener) { .fd = -1 };
+  *listener = (struct listener) LISTENER_NONE;
   r = getaddrinfo (address, port, &hints, &addrs);
   if (r != 0) {
     nc_error ("address %s: %s", address,
@@ -276,7 +292,8 @@ listener_open_inherited (struct listener *listener, int fd)
 {
   int family, r;
 
-  *listener = (struct listener) { .fd = fd };
+  *listener = (struct listener) LISTENER_NONE;
+  listener->fd = fd;
   if (socket_option (fd, SO_TYPE) != SOCK_STREAM ||
       socket_option (fd, SO_ACCEPTCONN) != 1) {
     nc_error ("the inherited file descriptor %d is not a stream socket that "
@@ -323,20 +340,14 @@ listener_add_tls (struct listener *listener, const char *user,
 void
 listener_close (struct listener *listener)
 {
-  struct stat st;
-
   if (listener->fd >= 0)
     close (listener->fd);
-  /* Somebody may have replaced it. */
-  if (listener->path && listener->made.st_ino != 0 &&
-      lstat (listener->path, &st) == 0 &&
-      st.st_dev == listener->made.st_dev &&
-      st.st_ino == listener->made.st_ino)
-    unlink (listener->path);
-  if (listener->private_dir)
-    rmdir (listener->private_dir);
+  nc_socket_name_remove (&listener->name);
+  if (listener->private_dir.dir >= 0)
+    unlinkat (listener->private_dir.dir, listener->private_dir.name,
+              AT_REMOVEDIR);
+  nc_path_close (&listener->private_dir);
   free (listener->uri);
   free (listener->path);
-  free (listener->private_dir);
-  *listener = (struct listener) { .fd = -1 };
+  *listener = (struct listener) LISTENER_NONE;
 }

@@ -9,6 +9,7 @@
 #include "tools.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <getopt.h>
 #include <inttypes.h>
 #include <unistd.h>
@@ -17,6 +18,7 @@
 #include "image/image.h"
 #include "picture.h"
 #include "svg.h"
+#include "util/path.h"
 #include "util/report.h"
 
 static const char help[] =
@@ -234,13 +236,26 @@ print_svg (struct nc_chain *chain, const char *image, FILE *fp)
   return r;
 }
 
+static FILE *
+open_new (const struct nc_path *path)
+{
+  const int fd = openat (path->dir, path->name, O_WRONLY | O_CREAT | O_EXCL |
+                         O_NOFOLLOW | O_CLOEXEC, 0666);
+
+  return fd == -1 ? NULL : fdopen (fd, "w");
+}
+
 /* The same into the new file PATH, which is removed if it is not complete. */
 static int
 write_svg (struct nc_chain *chain, const char *image, const char *path)
 {
-  FILE *fp = fopen (path, "wxe");
+  NC_PATH struct nc_path file = NC_PATH_NONE;
+  FILE *fp;
   int r;
 
+  if (nc_path_find (path, &file) == -1)
+    return -1;
+  fp = open_new (&file);
   if (fp == NULL) {
     nc_error ("%s: %m%s", path, errno == EEXIST
               ? "; give another name, or remove it first" : "");
@@ -254,7 +269,7 @@ write_svg (struct nc_chain *chain, const char *image, const char *path)
   }
   fclose (fp);
   if (r == -1)
-    unlink (path);
+    unlinkat (file.dir, file.name, 0);
   return r;
 }
 

@@ -9,17 +9,20 @@
 #include "tools.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <getopt.h>
 #include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <unistd.h>
 
 #include "image/image.h"
 #include "image/profile-text.h"
 #include "qmp.h"
 #include "timeline.h"
 #include "util/atomic-file.h"
+#include "util/path.h"
 #include "util/report.h"
 #include "util/scope.h"
 
@@ -263,43 +266,53 @@ read_text (const char *file, struct nc_profile_text *text)
   return r;
 }
 
-/* Whether FILE is a profile to its end: that it begins as one says little, as
- * the beginning of a raw image is what a guest has written there. */
+/* Whether FD, called FILE, is a profile to its end: that it begins as one says
+ * little, as the beginning of a raw image is what a guest has written there. */
 static bool
-is_profile (const char *file)
+is_profile (int fd, const char *file)
 {
-  struct nc_profile_text text;
+  const int copy = fcntl (fd, F_DUPFD_CLOEXEC, 0);
+  FILE *fp = copy == -1 ? NULL : fdopen (copy, "r");
+  struct nc_profile_text text = { 0 };
   bool is;
 
+  if (fp == NULL) {
+    if (copy >= 0)
+      close (copy);
+    return false;
+  }
   hush_reports (true);
-  is = read_text (file, &text) == 0;
+  is = nc_profile_text_read (fp, file, &text) == 0;
   hush_reports (false);
+  fclose (fp);
   nc_profile_text_free (&text);
   return is;
 }
 
-/* Whether a profile may have the name FILE, with which MODE; else reported. */
+/* Whether a profile may take the place of PATH, called FILE.  *old is what is
+ * there, whose owner and permissions it is to get, or -1.  Else reported. */
 static int
-may_be_written (const char *file, mode_t *mode)
+may_be_written (const struct nc_path *path, const char *file, int *old)
 {
   const char *what = "is no profile";
   struct stat st;
 
-  *mode = 0666;
-  if (lstat (file, &st) == -1) {
-    if (errno == ENOENT)
-      return 0;
+  *old = openat (path->dir, path->name, O_RDONLY | O_NOFOLLOW | O_NONBLOCK |
+                 O_NOCTTY | O_CLOEXEC);
+  if (*old == -1 && errno == ENOENT)
+    return 0;
+  if (*old == -1 && errno != ELOOP) {
     nc_error ("%s: %m", file);
     return -1;
   }
-  if (!S_ISREG (st.st_mode))
-    what = S_ISLNK (st.st_mode) ? "is a symbolic link" : "is no regular file";
-  else if (access (file, W_OK) == -1)
+  if (*old == -1)
+    what = "is a symbolic link";
+  else if (fstat (*old, &st) == -1 || !S_ISREG (st.st_mode))
+    what = "is no regular file";
+  else if (faccessat (path->dir, path->name, W_OK, 0) == -1)
     what = "may not be written";
-  else if (st.st_size == 0 || is_profile (file)) {
-    *mode = st.st_mode & 0777;
+  else if (st.st_size == 0 || is_profile (*old, file))
     return 0;
-  }
   nc_error ("%s: is there already, %s, and stays as it is: give the profile "
             "another name, or remove that first", file, what);
   return -1;
@@ -337,15 +350,17 @@ text_of (const struct nc_profile_text *text)
 static int
 write_file (const char *file, const struct nc_profile_text *text)
 {
+  NC_PATH struct nc_path path = NC_PATH_NONE;
   NC_FREE char *string = NULL;
-  mode_t mode;
+  NC_CLOSE int old = -1;
 
-  if (may_be_written (file, &mode) == -1)
+  if (nc_path_find (file, &path) == -1 ||
+      may_be_written (&path, file, &old) == -1)
     return EXIT_FAILED;
   string = text_of (text);
   if (string == NULL)
     return EXIT_FAILED;
-  if (nc_replace_file (file, string, mode) == 0)
+  if (nc_replace_file (&path, string, 0666, old) == 0)
     return EXIT_DONE;
   nc_error ("%s: %m", file);
   return EXIT_FAILED;

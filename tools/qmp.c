@@ -9,6 +9,7 @@
 #include "qmp.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <stdarg.h>
 #include <stdbool.h>
 #include <stdio.h>
@@ -16,13 +17,13 @@
 #include <string.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
-#include <sys/un.h>
 #include <time.h>
 #include <unistd.h>
 
 #include "util/clock.h"
 #include "util/report.h"
 #include "util/scope.h"
+#include "util/unix-socket.h"
 
 #define PATIENCE 60             /* seconds */
 #define RETRY_INTERVAL 100000000 /* nanoseconds between attempts to connect */
@@ -76,17 +77,6 @@ read_socket (void *opaque, char *buf, size_t size)
   return n;
 }
 
-static int
-connect_socket (int fd, const struct sockaddr_un *addr)
-{
-  int r;
-
-  do
-    r = connect (fd, (const struct sockaddr *) addr, sizeof *addr);
-  while (r == -1 && errno == EINTR);
-  return r;
-}
-
 static void
 report_unreachable (const struct qmp *qmp)
 {
@@ -109,22 +99,27 @@ report_unreachable (const struct qmp *qmp)
 static int
 connect_to (struct qmp *qmp)
 {
-  struct sockaddr_un addr = { .sun_family = AF_UNIX };
   const struct timeval patience = { .tv_sec = PATIENCE };
+  NC_PATH struct nc_path path = NC_PATH_NONE;
+  char why[NC_PATH_WHY];
+  NC_CLOSE int found = nc_path_try (qmp->path, O_PATH, &path, why, sizeof why);
 
-  if (strlen (qmp->path) >= sizeof addr.sun_path) {
-    complain (qmp, "the path of a socket has at most %zu bytes",
-              sizeof addr.sun_path - 1);
+  if (found == -1 && errno == EPERM) {
+    if (!qmp->is_quiet)
+      nc_error ("%s", why);
     return -1;
   }
-  strcpy (addr.sun_path, qmp->path);
+  if (found == -1) {
+    report_unreachable (qmp);
+    return -1;
+  }
   qmp->fd = socket (AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
   if (qmp->fd == -1 ||
       setsockopt (qmp->fd, SOL_SOCKET, SO_RCVTIMEO, &patience,
                   sizeof patience) == -1 ||
       setsockopt (qmp->fd, SOL_SOCKET, SO_SNDTIMEO, &patience,
                   sizeof patience) == -1 ||
-      connect_socket (qmp->fd, &addr) == -1) {
+      nc_connect_unix (qmp->fd, found) == -1) {
     report_unreachable (qmp);
     return -1;
   }

@@ -9,8 +9,10 @@
 
 #include <stdbool.h>
 #include <stddef.h>
-#include <sys/stat.h>
 #include <sys/types.h>
+
+#include "util/path.h"
+#include "util/unix-socket.h"
 
 /* listener.c */
 
@@ -20,8 +22,8 @@ struct listener {
   int fd;
   char *uri;                    /* where clients find it */
   char *path;                   /* of a Unix socket, absolute; else NULL */
-  char *private_dir;            /* directory made for it, or NULL */
-  struct stat made;             /* at PATH */
+  struct nc_socket_name name;   /* of one that was made */
+  struct nc_path private_dir;   /* directory made for it, or NC_PATH_NONE */
 };
 
 /* Listen on the Unix socket PATH with permissions MODE.  NULL: a new one in

@@ -24,8 +24,10 @@
 #include "format/format.h"
 #include "image/image.h"
 #include "util/checked.h"
+#include "util/path.h"
 #include "util/report.h"
 #include "util/scope.h"
+#include "util/unix-socket.h"
 
 /* Layers while the chain is being put together, top first. */
 struct build {
@@ -94,17 +96,22 @@ open_offline (const char *ref, const struct nc_backing *backing)
 
 /* Opening a backing. */
 
-/* Refuse the file PATH if it is in the chain already.  Before it is opened as
- * a device: its lock would be in the way of our own. */
+/* Refuse the file FD, called PATH, if it is in the chain already.  Before it
+ * is opened as a device: its lock would be in the way of our own. */
 static int
-refuse_cycle (const struct build *b, const char *path, const struct stat *st)
+refuse_cycle (const struct build *b, const char *path, int fd)
 {
+  struct stat st;
   dev_t dev;
   ino_t ino;
 
+  if (fstat (fd, &st) == -1) {
+    nc_error ("%s: %m", path);
+    return -1;
+  }
   for (size_t i = 0; i < b->n; ++i)
     if (nc_dev_file_id (b->layers[i]->dev, &dev, &ino) == 0 &&
-        dev == st->st_dev && ino == st->st_ino) {
+        dev == st.st_dev && ino == st.st_ino) {
       nc_error ("%s: the chain comes back to this image, which is above it "
                 "already; correct the backing of '%s'", path,
                 b->layers[b->n - 1]->path);
@@ -114,27 +121,42 @@ refuse_cycle (const struct build *b, const char *path, const struct stat *st)
   return 0;
 }
 
-/* The device of the file REF, found in the image ABOVE. */
+/* The device of the file REF, found in the image ABOVE or given by the
+ * operator.  *name is set to what to call it. */
 static struct nc_dev *
 open_file_ref (struct build *b, const struct nc_layer *above,
-               const char *ref, char **path)
+               const char *ref, bool from_operator, char **name)
 {
-  NC_CLOSE int fd = nc_ref_open_file (ref, above->path, b->opts->allow,
-                                      O_RDONLY | O_CLOEXEC, path);
-  struct stat st;
-  int dev_fd;
+  struct nc_path path;
+  int fd = from_operator
+    ? nc_path_open (ref, O_RDONLY | O_NONBLOCK | O_NOCTTY, &path)
+    : nc_ref_open_file (ref, &above->dev->path, b->opts->allow, O_RDONLY,
+                        &path);
 
   if (fd == -1)
     return NULL;
-  if (fstat (fd, &st) == -1) {
-    nc_error ("%s: %m", *path);
-    return NULL;
-  }
-  if (refuse_cycle (b, *path, &st) == -1)
-    return NULL;
-  dev_fd = fd;
-  fd = -1;
-  return nc_dev_open_fd (dev_fd, *path, 0);
+  *name = from_operator ? strdup (ref) : nc_path_text (&path);
+  if (*name == NULL)
+    nc_error ("%s: %m", ref);
+  else if (refuse_cycle (b, *name, fd) == 0)
+    return nc_dev_open_path (fd, &path, *name, 0);
+  close (fd);
+  nc_path_close (&path);
+  return NULL;
+}
+
+/* The device of the remote REF. */
+static struct nc_dev *
+open_remote_ref (struct build *b, const struct nc_layer *above,
+                 const char *ref, struct nc_socket_finder *finder)
+{
+  const struct nc_chain_options *opts = b->opts;
+
+  /* Clients are waiting, and most of what they need may be local. */
+  return b->resuming
+    ? nc_dev_open_nbd_absent (ref, opts->retry, opts->tls, finder,
+                              above->backing.size, above->backing.identity)
+    : nc_dev_open_nbd (ref, opts->retry, opts->tls, finder);
 }
 
 /* The device that REF, found in the image ABOVE or given by the operator,
@@ -144,24 +166,22 @@ open_ref (struct build *b, const struct nc_layer *above, const char *ref,
           bool from_operator, char **path)
 {
   const struct nc_chain_options *opts = b->opts;
+  __attribute__ ((__cleanup__ (nc_socket_finder_free)))
+    struct nc_socket_finder finder = { 0 };
   enum nc_ref_kind kind;
-  struct stat st;
 
   if (nc_ref_kind (ref, &kind) == -1) {
     nc_error ("%s: its backing cannot be used", above->path);
     return NULL;
   }
-  if (kind == NC_REF_FILE && !from_operator)
-    return open_file_ref (b, above, ref, path);
+  if (kind == NC_REF_FILE)
+    return open_file_ref (b, above, ref, from_operator, path);
 
   *path = strdup (ref);
   if (*path == NULL) {
     nc_error ("%s: %m", ref);
     return NULL;
   }
-  if (kind == NC_REF_FILE)
-    return stat (ref, &st) == 0 && refuse_cycle (b, ref, &st) == -1 ? NULL
-      : nc_dev_open_file (ref, 0);
   if (kind == NC_REF_COMMAND && !from_operator) {
     nc_error ("%s: names a command as its backing, '%s'; a command is never "
               "taken from an image: give it with base= (\"nbdchain\": "
@@ -170,7 +190,7 @@ open_ref (struct build *b, const struct nc_layer *above, const char *ref,
     return NULL;
   }
   if (kind == NC_REF_URI && !from_operator &&
-      nc_ref_check_uri (ref, above->path, opts->allow) == -1)
+      nc_ref_check_uri (ref, &above->dev->path, opts->allow, &finder) == -1)
     return NULL;
   if (strcmp (above->backing.format, "raw") != 0) {
     nc_error ("%s: its backing '%s' is of format %s; over NBD it can only "
@@ -178,14 +198,8 @@ open_ref (struct build *b, const struct nc_layer *above, const char *ref,
     errno = EINVAL;
     return NULL;
   }
-  if (opts->offline)
-    return open_offline (ref, &above->backing);
-  /* Clients are waiting, and most of what they need may be local. */
-  if (b->resuming)
-    return nc_dev_open_nbd_absent (ref, opts->retry, opts->tls,
-                                   above->backing.size,
-                                   above->backing.identity);
-  return nc_dev_open_nbd (ref, opts->retry, opts->tls);
+  return opts->offline ? open_offline (ref, &above->backing)
+    : open_remote_ref (b, above, ref, &finder);
 }
 
 /* Whether LAYER is what ABOVE recorded as its backing. */
@@ -296,14 +310,21 @@ struct nc_dev *
 nc_chain_open_data (void *opaque, const struct nc_layer *layer, const char *ref)
 {
   const struct nc_chain_options *opts = opaque;
-  NC_FREE char *path = NULL;
-  int fd = nc_ref_open_file (ref, layer->path, opts->allow,
-                             (layer->writable ? O_RDWR : O_RDONLY) |
-                             O_CLOEXEC, &path);
+  struct nc_path path;
+  int fd = nc_ref_open_file (ref, &layer->dev->path, opts->allow,
+                             layer->writable ? O_RDWR : O_RDONLY, &path);
+  NC_FREE char *name = fd == -1 ? NULL : nc_path_text (&path);
 
-  return fd == -1 ? NULL
-    : nc_dev_open_fd (fd, path, (layer->writable ? NC_DEV_WRITE : 0) |
-                      (opts->offline ? NC_DEV_UNLOCKED : 0));
+  if (name)
+    return nc_dev_open_path (fd, &path, name,
+                             (layer->writable ? NC_DEV_WRITE : 0) |
+                             (opts->offline ? NC_DEV_UNLOCKED : 0));
+  if (fd >= 0) {
+    nc_error ("%s: %m", ref);
+    close (fd);
+    nc_path_close (&path);
+  }
+  return NULL;
 }
 
 static int
@@ -373,22 +394,40 @@ inspect_fd (int fd, const char *path, struct nc_image_info *info)
   return r;
 }
 
-/* If the image behind FD, known as *PATH, was retired, replace both by its
- * successor, and UUID by what it must have.  A UUID that is given ("" if
- * not) is checked.  Returns 1 if so, 0 if not, -1 on error. */
+/* The top image while it is being found. */
+struct top {
+  int fd;
+  struct nc_path path;
+  char *name;                   /* for messages */
+};
+
+static void
+close_top (struct top *top)
+{
+  if (top->fd >= 0)
+    close (top->fd);
+  nc_path_close (&top->path);
+  free (top->name);
+}
+#define TOP_CLEANUP __attribute__ ((__cleanup__ (close_top)))
+
+/* If the image TOP was retired, replace it by its successor, and UUID by what
+ * that must have.  A UUID that is given ("" if not) is checked.  Returns 1 if
+ * so, 0 if not, -1 on error. */
 static int
-follow_one (const struct nc_chain_options *opts, int *fd, char **path,
+follow_one (const struct nc_chain_options *opts, struct top *top,
             char uuid[NC_UUID_TEXT])
 {
   __attribute__ ((__cleanup__ (nc_image_info_free)))
     struct nc_image_info info = { 0 };
-  char *next_path;
-  int r, next;
+  TOP_CLEANUP struct top next = { .fd = -1, .path = NC_PATH_NONE };
+  struct top retired;
+  int r;
 
-  r = inspect_fd (*fd, *path, &info);
+  r = inspect_fd (top->fd, top->name, &info);
   if (r == 0 && *uuid && strcmp (uuid, info.uuid) != 0) {
     nc_error ("%s: has the UUID %s, but the image that took over has %s",
-              *path, info.uuid, uuid);
+              top->name, info.uuid, uuid);
     errno = EINVAL;
     r = -1;
   }
@@ -396,58 +435,58 @@ follow_one (const struct nc_chain_options *opts, int *fd, char **path,
     return r;
   memcpy (uuid, info.successor_uuid, NC_UUID_TEXT);
 
-  next = nc_ref_open_file (info.successor, *path, opts->allow,
-                           (opts->read_only ? O_RDONLY : O_RDWR) | O_CLOEXEC,
-                           &next_path);
-  if (next == -1)
+  next.fd = nc_ref_open_file (info.successor, &top->path, opts->allow,
+                              opts->read_only ? O_RDONLY : O_RDWR,
+                              &next.path);
+  next.name = next.fd == -1 ? NULL : nc_path_text (&next.path);
+  if (next.name == NULL)
     return -1;
-  nc_notice ("%s: was retired, going on with %s, which took over", *path,
-             next_path);
-  close (*fd);
-  *fd = next;
-  free (*path);
-  *path = next_path;
+  nc_notice ("%s: was retired, going on with %s, which took over", top->name,
+             next.name);
+  retired = *top;
+  *top = next;
+  next = retired;
   return 1;
 }
 
-/* Open the image to be served.  *path is what to call it. */
+/* Open the image to be served; TOP can be closed in any case. */
 static int
-open_top_fd (const struct nc_chain_options *opts, bool follow, char **path)
+find_top (const struct nc_chain_options *opts, bool follow, struct top *top)
 {
-  int fd = open (*path, (opts->read_only ? O_RDONLY : O_RDWR) | O_CLOEXEC |
-                 O_NONBLOCK | O_NOCTTY);
   char uuid[NC_UUID_TEXT] = "";
   int r = 0;
 
-  if (fd == -1) {
-    nc_error ("%s: %m", *path);
+  *top = (struct top) { .path = NC_PATH_NONE };
+  top->fd = nc_path_open (opts->image, (opts->read_only ? O_RDONLY : O_RDWR) |
+                          O_NONBLOCK | O_NOCTTY, &top->path);
+  if (top->fd == -1)
+    return -1;
+  /* A name that is not short anyway is shown as what it stands for. */
+  top->name = opts->image[0] == '/' && top->path.real
+    ? nc_path_text (&top->path) : strdup (opts->image);
+  if (top->name == NULL) {
+    nc_error ("%s: %m", opts->image);
     return -1;
   }
-  for (int n = 0; follow && (r = follow_one (opts, &fd, path, uuid)) == 1; ++n)
+  for (int n = 0; follow && (r = follow_one (opts, top, uuid)) == 1; ++n)
     if (n == NC_LAYERS_MAX) {
       nc_error ("%s: following the images that took over does not end",
                 opts->image);
       errno = ELOOP;
-      r = -1;
-      break;
+      return -1;
     }
-  if (r == 0)
-    return fd;
-  close (fd);
-  return -1;
+  return r;
 }
 
 int
 nc_chain_inspect_top (const struct nc_chain_options *opts,
                       struct nc_image_info *info)
 {
-  NC_FREE char *path = strdup (opts->image);
-  NC_CLOSE int fd = path ? open_top_fd (opts, opts->follow, &path) : -1;
+  TOP_CLEANUP struct top top = { .fd = -1, .path = NC_PATH_NONE };
 
   memset (info, 0, sizeof *info);
-  if (path == NULL)
-    nc_error ("%s: %m", opts->image);
-  return fd == -1 ? -1 : inspect_fd (fd, path, info);
+  return find_top (opts, opts->follow, &top) == -1 ? -1
+    : inspect_fd (top.fd, top.name, info);
 }
 
 /* A remote as the top: a raw disk, since only a file can be an image. */
@@ -466,7 +505,7 @@ open_top_remote (const struct nc_chain_options *opts)
     errno = EROFS;
     return NULL;
   }
-  return nc_dev_open_nbd (opts->image, opts->retry, opts->tls);
+  return nc_dev_open_nbd (opts->image, opts->retry, opts->tls, NULL);
 }
 
 static int
@@ -480,29 +519,31 @@ open_top (struct build *b)
   };
   const struct nc_format *format =
     nc_format_need (opts->format ? opts->format : "fvd", opts->image);
-  NC_FREE char *path = strdup (opts->image);
+  TOP_CLEANUP struct top top = { .fd = -1, .path = NC_PATH_NONE };
   enum nc_ref_kind kind = NC_REF_FILE;
   struct nc_layer *layer;
   struct nc_dev *dev;
   int fd;
 
-  if (format == NULL || path == NULL ||
+  if (format == NULL ||
       (opts->is_ref && nc_ref_kind (opts->image, &kind) == -1))
     return -1;
   if (kind != NC_REF_FILE) {
     dev = open_top_remote (opts);
-    layer = dev ? nc_layer_open (&nc_format_raw, dev, path, &layer_opts)
-      : NULL;
+    layer = dev ? nc_layer_open (&nc_format_raw, dev, opts->image,
+                                 &layer_opts) : NULL;
     return layer ? push (b, layer) : -1;
   }
-  fd = open_top_fd (opts, opts->follow && format == &nc_format_fvd, &path);
-  if (fd == -1)
+  if (find_top (opts, opts->follow && format == &nc_format_fvd, &top) == -1)
     return -1;
-  dev = nc_dev_open_fd (fd, path, (opts->read_only ? 0 : NC_DEV_WRITE) |
-                        (opts->offline ? NC_DEV_UNLOCKED : 0));
+  fd = top.fd;
+  top.fd = -1;
+  dev = nc_dev_open_path (fd, &top.path, top.name,
+                          (opts->read_only ? 0 : NC_DEV_WRITE) |
+                          (opts->offline ? NC_DEV_UNLOCKED : 0));
   if (dev == NULL)
     return -1;
-  layer = nc_layer_open (format, dev, path, &layer_opts);
+  layer = nc_layer_open (format, dev, top.name, &layer_opts);
   return layer ? push (b, layer) : -1;
 }
 
@@ -547,6 +588,9 @@ open_layers (struct build *b)
   while (b->layers[b->n - 1]->backing.present)
     if (open_backing (b) == -1)
       return -1;
+  /* Only beside the top anything is looked up from now on. */
+  for (size_t i = 1; i < b->n; ++i)
+    nc_path_let_go (&b->layers[i]->dev->path);
   if (b->opts->base && !b->base_used) {
     nc_error ("base=%s: '%s' has no backing that this could stand for",
               b->opts->base, b->layers[b->n - 1]->path);
@@ -733,15 +777,17 @@ nc_chain_layer_name (struct nc_chain *chain, size_t i)
   return layer->name;           /* there until the chain is closed */
 }
 
-const char *
-nc_chain_active_path (struct nc_chain *chain, char uuid[37])
+const struct nc_path *
+nc_chain_active_file (struct nc_chain *chain, char uuid[37])
 {
   struct nc_view *pin = nc_view_pin (&chain->views);
   const struct nc_layer *active = pin->layers[0];
 
   nc_uuid_format (&active->uuid, uuid);
   nc_view_unpin (&chain->views, pin);
-  return active->path;          /* there until the chain is closed */
+  /* There until the chain is closed. */
+  return active->dev->has_holes && active->dev->path.dir >= 0
+    ? &active->dev->path : NULL;
 }
 
 char *
@@ -784,17 +830,6 @@ nc_chain_layer_info (struct nc_chain *chain, size_t i,
   return r;
 }
 
-/* Storage of the file of DEV, in bytes. */
-static uint64_t
-storage_of (const struct nc_dev *dev)
-{
-  struct stat st;
-
-  if (dev == NULL || dev->remote || stat (dev->name, &st) == -1)
-    return 0;
-  return (uint64_t) st.st_blocks * 512;
-}
-
 static int
 look_at_layer (const struct nc_view *view, size_t i,
                struct nc_chain_layer *info)
@@ -807,7 +842,8 @@ look_at_layer (const struct nc_view *view, size_t i,
     .depth = i, .n_below = view->n - 1 - i,
     .remote = layer->dev->remote, .writable = i == 0 && view->writable,
     .size = layer->size, .block_size = layer->block_size,
-    .storage = storage_of (layer->dev) + storage_of (layer->data_dev),
+    .storage = nc_dev_storage (layer->dev) +
+      (layer->data_dev ? nc_dev_storage (layer->data_dev) : 0),
   };
   nc_uuid_format (&layer->uuid, info->uuid);
   nc_dev_file_id (layer->dev, &info->st_dev, &info->st_ino);
@@ -929,13 +965,13 @@ is_file (const struct nc_dev *dev, const struct stat *st)
 }
 
 bool
-nc_chain_has_file (struct nc_chain *chain, const char *path)
+nc_chain_has_file (struct nc_chain *chain, const struct nc_path *path)
 {
   struct nc_view *pin;
   struct stat st;
   bool has = false;
 
-  if (stat (path, &st) == -1)
+  if (fstatat (path->dir, path->name, &st, 0) == -1)
     return false;
   pin = nc_view_pin (&chain->views);
   for (size_t i = 0; !has && i < pin->n; i++)

@@ -23,6 +23,7 @@ struct nc_chain;
 struct nc_export;
 struct nc_guest;
 struct nc_image_info;
+struct nc_path;
 struct nc_tls;
 struct nc_view;
 
@@ -111,9 +112,10 @@ extern const char *nc_chain_layer_name (struct nc_chain *chain, size_t i)
   __attribute__ ((__nonnull__ (1)));
 
 /* The file of the active layer, for as long as the chain is open, and its
- * UUID ("" = none). */
-extern const char *nc_chain_active_path (struct nc_chain *chain,
-                                         char uuid[37])
+ * UUID ("" = none).  NULL: it is no regular file, or it is not known where it
+ * is. */
+extern const struct nc_path *nc_chain_active_file (struct nc_chain *chain,
+                                                   char uuid[37])
   __attribute__ ((__nonnull__ (1, 2)));
 
 /* What layer I calls its backing, as it is recorded in the image; free it.
@@ -193,7 +195,8 @@ extern bool nc_chain_is_same_layer (struct nc_chain *a, size_t i,
   __attribute__ ((__nonnull__ (1, 3)));
 
 /* Whether PATH leads to a file that a layer has its bytes in. */
-extern bool nc_chain_has_file (struct nc_chain *chain, const char *path)
+extern bool nc_chain_has_file (struct nc_chain *chain,
+                               const struct nc_path *path)
   __attribute__ ((__nonnull__ (1, 2)));
 
 /* Counters since nc_chain_open; see nc_chain_stats. */

@@ -48,8 +48,8 @@ ref_of_base (const struct nc_layer *active, const struct nc_layer *base,
   char *copy;
 
   if (*ref && !base->dev->remote && nc_ref_kind (ref, &kind) == 0 &&
-      kind == NC_REF_FILE)
-    return nc_ref_for_image (base->path, active->path);
+      kind == NC_REF_FILE && base->dev->path.real && active->dev->path.real)
+    return nc_ref_for_image (&base->dev->path, &active->dev->path);
   copy = strdup (ref);
   if (copy == NULL)
     nc_error ("%s: %m", base->path);

@@ -17,6 +17,9 @@
 #include <stdbool.h>
 #include <stddef.h>
 
+struct nc_path;
+struct nc_socket_finder;
+
 enum nc_ref_kind {
   NC_REF_FILE,
   NC_REF_URI,                   /* nbd, nbd+unix, nbds, nbds+unix */
@@ -52,38 +55,42 @@ extern void nc_allow_free (struct nc_allow *allow);
 extern int nc_allow_add (struct nc_allow *allow, const char *text)
   __attribute__ ((__nonnull__ (1, 2)));
 
-/* Whether the URI found in the image IMAGE_PATH may be followed; ALLOW may
- * be NULL.  Independent of ALLOW a URI from an image is refused when it has
- * user information, a fragment, or any query parameter other than "socket"
- * (so no tls-*); a socket must lie below the image's directory or an allowed
+/* Whether the URI found in IMAGE may be followed; ALLOW may be NULL.
+ * Independent of ALLOW a URI from an image is refused when it has user
+ * information, a fragment, or any query parameter other than "socket" (so no
+ * tls-*); a socket must lie below the image's directory or an allowed
  * directory, or be allowed by an equal nbd+unix URI.
+ * *finder becomes what finds that socket, by the same rules, each time that it
+ * is connected to; it needs neither IMAGE nor ALLOW to stay, and is to be
+ * handed on or freed if it has a find.
  * Returns 0; or -1 with errno EPERM (EINVAL if it cannot be parsed, ELIBACC
  * if the parser cannot be loaded), reported with the reference, the image
  * naming it, and the allow= (for "nbdchain": --allow) that would permit it. */
-extern int nc_ref_check_uri (const char *uri, const char *image_path,
-                             const struct nc_allow *allow)
-  __attribute__ ((__nonnull__ (1, 2)));
+extern int nc_ref_check_uri (const char *uri, const struct nc_path *image,
+                             const struct nc_allow *allow,
+                             struct nc_socket_finder *finder)
+  __attribute__ ((__nonnull__ (1, 2, 4)));
 
-/* Open the file TEXT found in the image IMAGE_PATH, with OFLAGS for
- * openat2.  A relative path starts at the image's directory.  No symbolic
- * link or ".." leads out of the directory that permits it, also not while
- * somebody renames things.  FIFOs and the like do not block (O_NONBLOCK is
- * added and cleared again); device nodes are allowed only by the exact
- * path's directory being allowed, never by lying below the image.
- * *path (allocated) is set to a path that names the same file, for messages
- * and for resolving its own references.
+/* Open the file TEXT found in IMAGE, with OFLAGS.  A relative path starts at
+ * the image's directory.  No symbolic link or ".." leads out of the directory
+ * that permits it, also not while somebody renames things.  FIFOs and the like
+ * do not block (O_NONBLOCK is added and cleared again); device nodes are
+ * allowed only by the exact path's directory being allowed, never by lying
+ * below the image.
+ * *path becomes where the file is, for resolving its own references.
  * Returns a file descriptor; or -1 with errno EPERM, ENOENT, ... reported
  * with the reference, the image naming it, and what to add or mend. */
-extern int nc_ref_open_file (const char *text, const char *image_path,
+extern int nc_ref_open_file (const char *text, const struct nc_path *image,
                              const struct nc_allow *allow, int oflags,
-                             char **path)
+                             struct nc_path *path)
   __attribute__ ((__nonnull__ (1, 2, 5)));
 
-/* The path, as to be stored in the image at IMAGE_PATH, of the backing file
- * PATH given by the operator relative to the current directory: relative to
- * the image's directory where the backing is below it, else absolute.
+/* The path of the backing PATH as to be stored in IMAGE: relative to the
+ * image's directory where the backing is below it, else absolute.  Both are
+ * only text here.
  * Returns an allocated string; NULL on error, reported. */
-extern char *nc_ref_for_image (const char *path, const char *image_path)
+extern char *nc_ref_for_image (const struct nc_path *path,
+                               const struct nc_path *image)
   __attribute__ ((__nonnull__ (1, 2)));
 
 /* Whether an image may record REF as its backing: a file, or a URI that

@@ -18,6 +18,7 @@
 #include "dev/dev.h"
 #include "format/format.h"
 #include "format/layer.h"
+#include "util/path.h"
 #include "util/report.h"
 #include "util/scope.h"
 
@@ -50,7 +51,8 @@ static struct nc_layer *
 open_backing (const struct nc_layer *layer, const struct nc_allow *allow)
 {
   static const struct nc_layer_options read_only = { .memory_fd = -1 };
-  NC_FREE char *path = NULL;
+  NC_FREE char *name = NULL;
+  struct nc_path path;
   struct nc_dev *dev;
   int fd;
 
@@ -60,10 +62,15 @@ open_backing (const struct nc_layer *layer, const struct nc_allow *allow)
     errno = EINVAL;
     return NULL;
   }
-  fd = nc_ref_open_file (layer->backing.ref, layer->path, allow,
-                         O_RDONLY | O_CLOEXEC, &path);
-  dev = fd == -1 ? NULL : nc_dev_open_fd (fd, path, NC_DEV_UNLOCKED);
-  return dev ? nc_layer_open (&nc_format_fvd, dev, path, &read_only) : NULL;
+  fd = nc_ref_open_file (layer->backing.ref, &layer->dev->path, allow, O_RDONLY,
+                         &path);
+  if (fd == -1)
+    return NULL;
+  name = nc_path_text (&path);
+  dev = nc_dev_open_path (fd, &path, name ? : layer->backing.ref,
+                          NC_DEV_UNLOCKED);
+  return dev ? nc_layer_open (&nc_format_fvd, dev, dev->name, &read_only)
+    : NULL;
 }
 
 int

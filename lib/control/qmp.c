@@ -70,7 +70,7 @@ struct client {
 
 struct nc_control {
   char *path;
-  struct stat made;             /* the socket, so that only it is removed */
+  struct nc_socket_name name;   /* of the socket */
   int fd, wake_fd;              /* wake_fd: a client is gone, or all end */
   struct nc_commands commands;
   struct nc_control_state state;
@@ -573,6 +573,7 @@ nc_control_open (const char *path)
     return NULL;
   }
   control->fd = -1;
+  control->name = (struct nc_socket_name) NC_SOCKET_NAME_NONE;
   pthread_mutex_init (&control->lock, NULL);
   pthread_mutex_init (&control->io_errors.lock, NULL);
   control->path = strdup (path);
@@ -581,7 +582,7 @@ nc_control_open (const char *path)
     nc_error ("control socket: %m");
   else
     control->fd = nc_listen_unix ("control socket", path, 0600,
-                                  NC_CONTROL_CLIENTS, &control->made);
+                                  NC_CONTROL_CLIENTS, &control->name);
   if (control->fd >= 0 && fcntl (control->fd, F_SETFL, O_NONBLOCK) == 0)
     return control;
   err = errno;
@@ -650,17 +651,6 @@ end_clients (struct nc_control *control)
   }
 }
 
-/* A socket that another server has put there since is not ours. */
-static void
-remove_socket (struct nc_control *control)
-{
-  struct stat st;
-
-  if (control->made.st_ino != 0 && lstat (control->path, &st) == 0 &&
-      st.st_dev == control->made.st_dev && st.st_ino == control->made.st_ino)
-    unlink (control->path);
-}
-
 void
 nc_control_stop (struct nc_control *control)
 {
@@ -677,7 +667,7 @@ nc_control_stop (struct nc_control *control)
     nc_jobs_set_sink (control->state.opts.jobs, NULL, NULL);
     end_clients (control);
   }
-  remove_socket (control);
+  nc_socket_name_remove (&control->name);
 }
 
 void

@@ -17,6 +17,7 @@ nc_dev_init (struct nc_dev *dev, const struct nc_dev_ops *ops,
              const char *name)
 {
   dev->ops = ops;
+  dev->path.dir = -1;
   dev->name = strdup (name);
   if (dev->name == NULL) {
     nc_error ("%s: %m", name);
@@ -28,6 +29,7 @@ nc_dev_init (struct nc_dev *dev, const struct nc_dev_ops *ops,
 void
 nc_dev_fini (struct nc_dev *dev)
 {
+  nc_path_close (&dev->path);
   free (dev->name);
   free (dev->identity);
 }

@@ -20,8 +20,10 @@
 #include <time.h>
 
 #include "data/extents.h"
+#include "util/path.h"
 
 struct nc_dev;
+struct nc_socket_finder;
 struct nc_tls;
 
 enum {
@@ -115,6 +117,7 @@ struct nc_dev_ops {
 struct nc_dev {
   const struct nc_dev_ops *ops;
   char *name;                   /* for messages: a path or URI */
+  struct nc_path path;          /* of a file; NC_PATH_NONE: not known */
   uint64_t size;                /* bytes, fixed while the device is open
                                    (a file that is written may grow) */
   bool writable;
@@ -141,8 +144,20 @@ extern struct nc_dev *nc_dev_open_fd (int fd, const char *name,
                                       unsigned flags)
   __attribute__ ((__nonnull__ (2)));
 
-/* The same for a path given by the operator. */
+/* The same for a path given by the operator, see nc_path_open; and for the
+ * file FD that was opened as *path, which is taken over, too. */
 extern struct nc_dev *nc_dev_open_file (const char *path, unsigned flags)
+  __attribute__ ((__nonnull__ (1)));
+extern struct nc_dev *nc_dev_open_path (int fd, struct nc_path *path,
+                                        const char *name, unsigned flags)
+  __attribute__ ((__nonnull__ (2, 3)));
+
+/* The descriptor of a device made by the calls above, which stays its own. */
+extern int nc_dev_fd (const struct nc_dev *dev)
+  __attribute__ ((__nonnull__ (1)));
+
+/* Bytes of storage that it takes; 0: not known. */
+extern uint64_t nc_dev_storage (const struct nc_dev *dev)
   __attribute__ ((__nonnull__ (1)));
 
 /* The inode behind a device made by the calls above, to notice cycles. */
@@ -170,10 +185,13 @@ extern int nc_dev_set_mark (const struct nc_dev *dev, const char *mark)
  * retry: how long requests may stall, in seconds; 0 = no limit.
  * tls: for nbds: and nbds+unix: (copied; NULL: nothing given).  They are
  * refused where the server would not be verified.
+ * finder: where the Unix socket is, taken over in any case (all zeros
+ * afterwards).  NULL, or all zeros: where REF says, as the operator means it.
  * Returns NULL on error, reported; errno is ELIBACC if the code for it
  * cannot be loaded (remote.h). */
 extern struct nc_dev *nc_dev_open_nbd (const char *ref, unsigned retry,
-                                       const struct nc_tls *tls)
+                                       const struct nc_tls *tls,
+                                       struct nc_socket_finder *finder)
   __attribute__ ((__nonnull__ (1)));
 
 /* The same for going on where a server died, when the export may be away: it
@@ -183,9 +201,10 @@ extern struct nc_dev *nc_dev_open_nbd (const char *ref, unsigned retry,
 extern struct nc_dev *nc_dev_open_nbd_absent (const char *ref,
                                               unsigned retry,
                                               const struct nc_tls *tls,
+                                              struct nc_socket_finder *finder,
                                               uint64_t size,
                                               const char *identity)
-  __attribute__ ((__nonnull__ (1, 5)));
+  __attribute__ ((__nonnull__ (1, 6)));
 
 /* For implementations: set up the common part.  Returns -1, reported. */
 extern int nc_dev_init (struct nc_dev *dev, const struct nc_dev_ops *ops,

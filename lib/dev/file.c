@@ -613,16 +613,44 @@ nc_dev_open_fd (int fd, const char *name, unsigned flags)
 }
 
 struct nc_dev *
-nc_dev_open_file (const char *path, unsigned flags)
+nc_dev_open_path (int fd, struct nc_path *path, const char *name,
+                  unsigned flags)
 {
-  int mode = flags & NC_DEV_WRITE ? O_RDWR : O_RDONLY;
-  int fd = open (path, mode | O_CLOEXEC | O_NONBLOCK | O_NOCTTY);
+  struct nc_dev *dev = nc_dev_open_fd (fd, name, flags);
 
-  if (fd == -1) {
-    nc_error ("%s: %m", path);
+  if (dev == NULL) {
+    nc_path_close (path);
     return NULL;
   }
-  return nc_dev_open_fd (fd, path, flags);
+  dev->path = *path;
+  *path = (struct nc_path) NC_PATH_NONE;
+  return dev;
+}
+
+struct nc_dev *
+nc_dev_open_file (const char *name, unsigned flags)
+{
+  const int mode = flags & NC_DEV_WRITE ? O_RDWR : O_RDONLY;
+  struct nc_path path;
+  const int fd = nc_path_open (name, mode | O_NONBLOCK | O_NOCTTY, &path);
+
+  return fd == -1 ? NULL : nc_dev_open_path (fd, &path, name, flags);
+}
+
+int
+nc_dev_fd (const struct nc_dev *dev)
+{
+  return file_of (dev)->fd;
+}
+
+uint64_t
+nc_dev_storage (const struct nc_dev *dev)
+{
+  struct stat st;
+
+  if (dev->ops != &file_ops || fstat (file_of (dev)->fd, &st) == -1)
+    return 0;
+  return (uint64_t) st.st_blocks * 512;
 }
 
 int

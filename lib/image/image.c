@@ -2,8 +2,7 @@
 /* Copyright (C) 2026 The nbdchain authors */
 
 /* Images while nobody serves them.  A new image gets its name only when it
- * is complete and durable: it is written to a file of another name in the
- * same directory, synced, linked, and the directory synced. */
+ * is complete and durable (util/atomic-file.h). */
 
 #include <config.h>
 
@@ -12,8 +11,6 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
-#include <libgen.h>
-#include <limits.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -29,8 +26,10 @@
 #include "format/layer.h"
 #include "image/find-zeros.h"
 #include "image/internal.h"
-#include "util/checked.h"
 #include "util/atomic-file.h"
+#include "util/checked.h"
+#include "util/path.h"
+#include "util/permissions.h"
 #include "util/report.h"
 #include "util/scope.h"
 
@@ -54,8 +53,6 @@ nc_image_info_free (struct nc_image_info *info)
 int
 nc_layer_info (struct nc_layer *layer, struct nc_image_info *info)
 {
-  struct stat st;
-
   memset (info, 0, sizeof *info);
   info->path = strdup (layer->path);
   info->format = strdup (layer->format->name);
@@ -66,8 +63,7 @@ nc_layer_info (struct nc_layer *layer, struct nc_image_info *info)
   info->remote = layer->dev->remote;
   info->size = layer->size;
   info->file_size = layer->dev->size;
-  if (!info->remote && stat (layer->path, &st) == 0)
-    info->storage = (uint64_t) st.st_blocks * 512;
+  info->storage = nc_dev_storage (layer->dev);
   return layer->format->info (layer, info);
 }
 
@@ -122,74 +118,89 @@ nc_image_inspect (const char *path, const char *format,
 /* Files that appear whole. */
 
 struct new_file {
-  const char *path;
-  char *tmp;                    /* NULL: a device, which has its name */
-  bool created;                 /* tmp */
+  struct nc_new_file file;      /* not created: a device, which has its name */
   struct nc_dev *dev;
 };
-
-static int
-sync_directory (const char *path)
-{
-  NC_FREE char *copy = strdup (path);
-  NC_CLOSE int fd = copy ? open (dirname (copy),
-                                 O_RDONLY | O_DIRECTORY | O_CLOEXEC) : -1;
-
-  if (fd == -1 || fsync (fd) == -1) {
-    nc_error ("%s: its directory could not be synced: %m", path);
-    return -1;
-  }
-  return 0;
-}
 
 static bool
 is_block_device (const char *path)
 {
+  NC_PATH struct nc_path file = NC_PATH_NONE;
+  char why[NC_PATH_WHY];
+  NC_CLOSE int fd = nc_path_try (path, O_PATH, &file, why, sizeof why);
   struct stat st;
 
-  return stat (path, &st) == 0 && S_ISBLK (st.st_mode);
+  return fd >= 0 && fstat (fd, &st) == 0 && S_ISBLK (st.st_mode);
 }
 
+/* What is called PATH already: a block device of SIZE bytes at least. */
 static int
-new_file_open (struct new_file *nf, const char *path, uint64_t size)
+use_device (struct new_file *nf, const struct nc_path *path, const char *name,
+            uint64_t size)
 {
-  char suffix[20];
+  struct nc_path file;
+  NC_CLOSE int probe = nc_path_follow (path, O_PATH, &file);
   struct stat st;
   int fd;
 
-  *nf = (struct new_file) { .path = path };
-  if (is_block_device (path)) {
-    nf->dev = nc_dev_open_file (path, NC_DEV_WRITE);
-    if (nf->dev == NULL)
-      return -1;
-    if (nf->dev->size >= size)
-      return 0;
-    nc_error ("%s: the device has %" PRIu64 " bytes, and the image needs %"
-              PRIu64, path, nf->dev->size, size);
-    errno = ENOSPC;
+  if (probe == -1)
     return -1;
-  }
-  if (lstat (path, &st) == 0) {
-    nc_error ("%s: exists; give another name, or remove it first", path);
+  if (fstat (probe, &st) == -1 || !S_ISBLK (st.st_mode)) {
+    nc_error ("%s: exists; give another name, or remove it first", name);
+    nc_path_close (&file);
     errno = EEXIST;
     return -1;
   }
-  snprintf (suffix, sizeof suffix, ".new.%d", (int) getpid ());
-  nf->tmp = nc_path_beside (path, suffix);
-  if (nf->tmp == NULL) {
-    nc_error ("%s: %m", path);
+  fd = openat (file.dir, file.name, O_RDWR | O_NOFOLLOW | O_NONBLOCK |
+               O_NOCTTY | O_CLOEXEC);
+  if (fd == -1) {
+    nc_error ("%s: %m", name);
+    nc_path_close (&file);
     return -1;
   }
-  fd = open (nf->tmp, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC | O_NOFOLLOW,
-             0666);
-  nf->created = fd != -1;
+  nf->dev = nc_dev_open_path (fd, &file, name, NC_DEV_WRITE);
+  if (nf->dev == NULL)
+    return -1;
+  if (nf->dev->has_holes) {     /* exchanged for a file meanwhile */
+    nc_error ("%s: exists; give another name, or remove it first", name);
+    errno = EEXIST;
+    return -1;
+  }
+  if (nf->dev->size >= size)
+    return 0;
+  nc_error ("%s: the device has %" PRIu64 " bytes, and the image needs %"
+            PRIu64, name, nf->dev->size, size);
+  errno = ENOSPC;
+  return -1;
+}
+
+/* Make a file that is to be PATH, which has to stay, and is called NAME in
+ * messages; or take the device of that name.  LIKE, unless it is -1, is a file
+ * whose owner and permissions a new one gets. */
+static int
+new_file_open (struct new_file *nf, const struct nc_path *path,
+               const char *name, uint64_t size, int like)
+{
+  struct stat st;
+  int fd;
+
+  *nf = (struct new_file) { .dev = NULL };
+  if (fstatat (path->dir, path->name, &st, AT_SYMLINK_NOFOLLOW) == 0)
+    return use_device (nf, path, name, size);
+  fd = nc_new_file_create (&nf->file, path, like >= 0 ? 0600 : 0666);
   if (fd == -1 || ftruncate (fd, size) == -1) {
-    nc_error ("%s: %m", path);
+    nc_error ("%s: %m", name);
     if (fd >= 0)
       close (fd);
     return -1;
   }
-  nf->dev = nc_dev_open_fd (fd, path, NC_DEV_WRITE);
+  if (like >= 0 && nc_permissions_copy (like, fd) == -1) {
+    nc_error ("%s: owner, mode, ACL or label of the image before it cannot be "
+              "given to it: %m; do this as the owner of that, or as root", name);
+    close (fd);
+    return -1;
+  }
+  nf->dev = nc_dev_open_fd (fd, name, NC_DEV_WRITE);
   return nf->dev ? 0 : -1;
 }
 
@@ -197,8 +208,7 @@ new_file_open (struct new_file *nf, const char *path, uint64_t size)
 static void
 new_file_withdraw (struct new_file *nf)
 {
-  if (nf->tmp)
-    unlink (nf->path);
+  nc_new_file_withdraw (&nf->file);
 }
 
 /* Durable, then with its name, durably; on failure without. */
@@ -207,27 +217,17 @@ new_file_publish (struct new_file *nf)
 {
   if (nf->dev->ops->sync (nf->dev) == -1)
     return -1;
-  if (nf->tmp == NULL)
+  if (nf->file.tmp == NULL ||
+      nc_new_file_publish (&nf->file, false) == 0)
     return 0;
-  /* Neither replaces a file that has appeared meanwhile. */
-  if (link (nf->tmp, nf->path) == -1 &&
-      (errno == EEXIST || renameat2 (AT_FDCWD, nf->tmp, AT_FDCWD, nf->path,
-                                     RENAME_NOREPLACE) == -1)) {
-    nc_error ("%s: %m", nf->path);
-    return -1;
-  }
-  if (sync_directory (nf->path) == 0)
-    return 0;
-  new_file_withdraw (nf);
+  nc_error ("%s: %m", nf->dev->name);
   return -1;
 }
 
 static void
 new_file_close (struct new_file *nf)
 {
-  if (nf->created)
-    unlink (nf->tmp);
-  free (nf->tmp);
+  nc_new_file_close (&nf->file);
   nc_dev_close (nf->dev);
 }
 
@@ -272,8 +272,28 @@ learn_from_device (struct nc_dev *dev, const char *ref, const char *format_name,
   return -1;
 }
 
+/* The file REF as a device, and in B how IMAGE is to call it.  A link that
+ * names the backing stays: it can be made to lead elsewhere later. */
+static struct nc_dev *
+open_backing_file (const struct nc_path *image, const char *ref,
+                   struct nc_backing *b)
+{
+  NC_PATH struct nc_path named = NC_PATH_NONE;
+  struct nc_path file;
+  int fd;
+
+  if (nc_path_find (ref, &named) == -1)
+    return NULL;
+  b->ref = nc_ref_for_image (&named, image);
+  if (b->ref == NULL)
+    return NULL;
+  fd = nc_path_follow (&named, O_RDONLY | O_NONBLOCK | O_NOCTTY, &file);
+  return fd == -1 ? NULL : nc_dev_open_path (fd, &file, ref, 0);
+}
+
 int
-nc_backing_learn (const char *path, const char *ref, const char *format,
+nc_backing_learn (const struct nc_path *image, const char *name,
+                  const char *ref, const char *format,
                   const struct nc_tls *tls, struct nc_backing *b)
 {
   enum nc_ref_kind kind;
@@ -282,7 +302,7 @@ nc_backing_learn (const char *path, const char *ref, const char *format,
   if (format == NULL) {
     nc_error ("%s: the format of the backing '%s' must be given: it is "
               "never guessed from content that a guest can write",
-              path, ref);
+              name, ref);
     errno = EINVAL;
     return -1;
   }
@@ -290,7 +310,7 @@ nc_backing_learn (const char *path, const char *ref, const char *format,
     return -1;
   if (kind != NC_REF_FILE && strcmp (format, "raw") != 0) {
     nc_error ("%s: the backing '%s' is served over NBD, so its format can "
-              "only be raw, not '%s'", path, ref,
+              "only be raw, not '%s'", name, ref,
               format);
     errno = EINVAL;
     return -1;
@@ -298,12 +318,16 @@ nc_backing_learn (const char *path, const char *ref, const char *format,
   if (kind == NC_REF_URI && nc_ref_check_recorded (ref) == -1)
     return -1;
   b->present = true;
-  b->ref = kind == NC_REF_FILE ? nc_ref_for_image (ref, path)
-    : strdup (kind == NC_REF_URI ? ref : "");
-  if (b->ref == NULL)
-    return -1;
-  dev = kind == NC_REF_FILE ? nc_dev_open_file (ref, 0)
-    : nc_dev_open_nbd (ref, 10, tls);
+  if (kind == NC_REF_FILE)
+    dev = open_backing_file (image, ref, b);
+  else {
+    b->ref = strdup (kind == NC_REF_URI ? ref : "");
+    if (b->ref == NULL) {
+      nc_error ("%s: %m", ref);
+      return -1;
+    }
+    dev = nc_dev_open_nbd (ref, 10, tls, NULL);
+  }
   return dev ? learn_from_device (dev, ref, format, b) : -1;
 }
 
@@ -404,41 +428,50 @@ nc_backing_free (struct nc_backing *b)
   free (b->identity);
 }
 
-/* The data file of the image with UUID, ready under its name.  It is marked
- * where that can be. */
+/* An image that is being made. */
+struct creation {
+  const struct nc_image_create_options *opts;
+  const struct nc_path *path;   /* where it is to be */
+  int like;                     /* whose owner and permissions it gets; -1 */
+  nc_uuid uuid;
+};
+
+/* The data file of the image, ready under its name.  It is marked where that
+ * can be. */
 static int
-create_data_file (struct new_file *nf, const char *path, uint64_t size,
-                  const nc_uuid *uuid, bool *marked)
+create_data_file (struct new_file *nf, const struct creation *c,
+                  const struct nc_path *path, uint64_t size, bool *marked)
 {
+  const char *name = c->opts->data_file;
   char mark[NC_UUID_TEXT];
 
-  if (new_file_open (nf, path, size) == -1)
+  if (new_file_open (nf, path, name, size, -1) == -1)
     return -1;
-  nc_uuid_format (uuid, mark);
+  nc_uuid_format (&c->uuid, mark);
   *marked = nc_dev_set_mark (nf->dev, mark) == 0;
   if (!*marked && errno != ENOTSUP) {
-    nc_error ("%s: extended attribute: %m", path);
+    nc_error ("%s: extended attribute: %m", name);
     return -1;
   }
   return new_file_publish (nf);
 }
 
 static int
-create_image (const char *path, const struct nc_fvd_create_options *fvd,
-              const nc_uuid *uuid)
+create_image (const struct creation *c, const struct nc_fvd_create_options *fvd)
 {
+  const char *name = c->opts->path;
   struct new_file nf;
   uint64_t file_size;
   int r;
 
   if (nc_fvd_file_size (fvd, &file_size) == -1) {
-    nc_error ("%s: size %" PRIu64 " is too large", path, fvd->size);
+    nc_error ("%s: size %" PRIu64 " is too large", name, fvd->size);
     errno = EFBIG;
     return -1;
   }
-  r = new_file_open (&nf, path, file_size);
+  r = new_file_open (&nf, c->path, name, file_size, c->like);
   if (r == 0)
-    r = nc_fvd_create (nf.dev, fvd, uuid);
+    r = nc_fvd_create (nf.dev, fvd, &c->uuid);
   if (r == 0)
     r = new_file_publish (&nf);
   new_file_close (&nf);
@@ -446,21 +479,23 @@ create_image (const char *path, const struct nc_fvd_create_options *fvd,
 }
 
 static int
-create_with_data_file (const struct nc_image_create_options *opts,
-                       struct nc_fvd_create_options *fvd,
-                       const nc_uuid *uuid)
+create_with_data_file (const struct creation *c,
+                       struct nc_fvd_create_options *fvd)
 {
-  NC_FREE char *ref = nc_ref_for_image (opts->data_file, opts->path);
-  struct new_file data = { 0 };
+  NC_PATH struct nc_path path = NC_PATH_NONE;
+  NC_FREE char *ref = NULL;
+  struct new_file data = { .dev = NULL };
   int r;
 
+  if (nc_path_find (c->opts->data_file, &path) == -1)
+    return -1;
+  ref = nc_ref_for_image (&path, c->path);
   if (ref == NULL)
     return -1;
   fvd->data_file = ref;
-  r = create_data_file (&data, opts->data_file, fvd->size, uuid,
-                        &fvd->marked);
+  r = create_data_file (&data, c, &path, fvd->size, &fvd->marked);
   if (r == 0) {
-    r = create_image (opts->path, fvd, uuid);
+    r = create_image (c, fvd);
     if (r == -1)
       new_file_withdraw (&data);
   }
@@ -482,12 +517,11 @@ find_zeroes (const struct nc_image_create_options *opts,
   return nc_zeroes_find (&chain_opts, fvd->size, fvd->block_bits, zero);
 }
 
-/* Create the image with its backing already known.  *uuid is the new one's.
- */
+/* Create the image with its backing already known. */
 static int
-create_over (const struct nc_image_create_options *opts,
-             const struct nc_backing *b, bool takes_over, nc_uuid *uuid)
+create_over (struct creation *c, const struct nc_backing *b, bool takes_over)
 {
+  const struct nc_image_create_options *opts = c->opts;
   const uint64_t size = opts->has_size ? opts->size : b->size;
   struct nc_fvd_create_options fvd = {
     .size = size,
@@ -512,11 +546,11 @@ create_over (const struct nc_image_create_options *opts,
     errno = EFBIG;
     return -1;
   }
-  if (nc_uuid_generate (uuid) == -1)
+  if (nc_uuid_generate (&c->uuid) == -1)
     return -1;
   if (!opts->zero_in_base || find_zeroes (opts, &fvd, &zero) == 0)
-    r = opts->data_file ? create_with_data_file (opts, &fvd, uuid)
-      : create_image (opts->path, &fvd, uuid);
+    r = opts->data_file ? create_with_data_file (c, &fvd)
+      : create_image (c, &fvd);
   free (zero.v);
   return r;
 }
@@ -525,64 +559,99 @@ int
 nc_image_create (const struct nc_image_create_options *opts)
 {
   __attribute__ ((__cleanup__ (nc_backing_free))) struct nc_backing b = { 0 };
-  nc_uuid uuid;
+  NC_PATH struct nc_path path = NC_PATH_NONE;
+  struct creation c = { .opts = opts, .path = &path, .like = -1 };
 
   if (check_create_options (opts) == -1 ||
-      nc_prefetch_policy_check (&opts->prefetch, opts->path) == -1)
+      nc_prefetch_policy_check (&opts->prefetch, opts->path) == -1 ||
+      nc_path_find (opts->path, &path) == -1)
     return -1;
   if (opts->backing &&
-      nc_backing_learn (opts->path, opts->backing, opts->backing_format,
-                        opts->tls, &b) == -1)
+      nc_backing_learn (&path, opts->path, opts->backing,
+                        opts->backing_format, opts->tls, &b) == -1)
     return -1;
-  return create_over (opts, &b, false, &uuid);
+  return create_over (&c, &b, false);
 }
 
 /* Snapshots. */
 
-/* The image that an interrupted snapshot of LAYER has left at PATH: an empty
- * one over it; it and its name are durable then.  Returns 1 and its UUID if
- * there is one, 0 if PATH does not exist, -1 if something else is there. */
-static int
-find_interrupted (const struct nc_layer *layer, const char *path,
-                  nc_uuid *uuid)
+/* Whether the file DEV has the owner and the mode of that of LAYER. */
+static bool
+is_as_private (const struct nc_dev *dev, const struct nc_layer *layer)
+{
+  struct stat st, old;
+
+  return fstat (nc_dev_fd (dev), &st) == 0 &&
+    fstat (nc_dev_fd (layer->dev), &old) == 0 &&
+    (S_ISBLK (st.st_mode) ||
+     (st.st_uid == old.st_uid && st.st_gid == old.st_gid &&
+      (st.st_mode & 0777) == (old.st_mode & 0777)));
+}
+
+/* Whether the image OTHER is empty and over LAYER, as a snapshot makes it; it
+ * and its name are durable then. */
+static bool
+is_interrupted (struct nc_layer *other, const struct nc_layer *layer)
 {
   struct nc_image_info info = { 0 };
-  struct nc_layer *other;
-  struct stat st;
-  bool same;
-
-  if (lstat (path, &st) == -1 && errno == ENOENT)
-    return 0;
-  other = open_alone (path, "fvd");
-  if (other == NULL)
-    return -1;
-  same = other->takes_over && other->size == layer->size &&
+  const bool is = other->takes_over && other->size == layer->size &&
     other->backing.size == layer->size &&
     nc_uuid_equal (&other->backing.uuid, &layer->uuid) &&
     nc_layer_info (other, &info) == 0 && info.allocated == 0 &&
-    !info.retired && other->dev->ops->sync (other->dev) == 0 &&
-    sync_directory (path) == 0;
-  *uuid = other->uuid;
+    !info.retired && is_as_private (other->dev, layer) &&
+    other->dev->ops->sync (other->dev) == 0 &&
+    nc_sync_directory (&other->dev->path) == 0;
+
   nc_image_info_free (&info);
+  return is;
+}
+
+/* The image that an interrupted snapshot of LAYER has left at PATH, called
+ * NAME.  Returns 1 and its UUID if there is one, 0 if PATH does not exist, -1
+ * if something else is there. */
+static int
+find_interrupted (const struct nc_layer *layer, const struct nc_path *path,
+                  const char *name, nc_uuid *uuid)
+{
+  struct nc_layer *other;
+  struct nc_path file;
+  struct nc_dev *dev;
+  struct stat st;
+  bool same;
+  int fd;
+
+  if (fstatat (path->dir, path->name, &st, AT_SYMLINK_NOFOLLOW) == -1 &&
+      errno == ENOENT)
+    return 0;
+  fd = nc_path_follow (path, O_RDONLY | O_NONBLOCK | O_NOCTTY, &file);
+  dev = fd == -1 ? NULL : nc_dev_open_path (fd, &file, name, NC_DEV_UNLOCKED);
+  other = dev ? nc_layer_open (&nc_format_fvd, dev, name, &read_only) : NULL;
+  if (other == NULL)
+    return -1;
+  same = is_interrupted (other, layer);
+  *uuid = other->uuid;
   nc_layer_close (other);
   if (same)
     return 1;
-  nc_error ("%s: exists, and is not an empty image over '%s'; give another "
-            "name", path, layer->path);
+  nc_error ("%s: exists, and is not an empty image over '%s' with the same "
+            "owner and mode; give another name", name, layer->path);
   errno = EEXIST;
   return -1;
 }
 
 static int
-put_on_top (const char *path, struct nc_layer *layer, const char *new_path,
-            nc_uuid *uuid)
+put_on_top (struct nc_layer *layer, const struct nc_path *path,
+            const char *name, nc_uuid *uuid)
 {
   const struct nc_image_create_options opts = {
-    .path = new_path, .has_size = true, .size = layer->size,
+    .path = name, .has_size = true, .size = layer->size,
     .block_size = layer->block_size,
   };
+  struct creation c = {
+    .opts = &opts, .path = path, .like = nc_dev_fd (layer->dev),
+  };
   __attribute__ ((__cleanup__ (nc_backing_free))) struct nc_backing b = {
-    .present = true, .ref = nc_ref_for_image (path, new_path),
+    .present = true, .ref = nc_ref_for_image (&layer->dev->path, path),
     .format = strdup ("fvd"), .identity = strdup (""),
     .size = layer->size, .uuid = layer->uuid,
   };
@@ -590,14 +659,19 @@ put_on_top (const char *path, struct nc_layer *layer, const char *new_path,
 
   if (b.ref == NULL || b.format == NULL || b.identity == NULL)
     return -1;
-  r = find_interrupted (layer, new_path, uuid);
-  return r == 0 ? create_over (&opts, &b, true, uuid) : r == 1 ? 0 : -1;
+  r = find_interrupted (layer, path, name, uuid);
+  if (r == 0) {
+    r = create_over (&c, &b, true);
+    *uuid = c.uuid;
+  }
+  return r == -1 ? -1 : 0;
 }
 
 int
 nc_image_snapshot (const char *path, const char *new_path,
                    const struct nc_allow *allow)
 {
+  NC_PATH struct nc_path new_file = NC_PATH_NONE;
   struct nc_dev *dev = nc_dev_open_file (path, NC_DEV_WRITE);
   struct nc_layer *layer;
   NC_FREE char *successor = NULL;
@@ -611,8 +685,9 @@ nc_image_snapshot (const char *path, const char *new_path,
     return -1;
   /* Settle what a crash has left before anything is put on top of it. */
   if (nc_layer_begin (layer) == 0 && layer->format->finish (layer) == 0 &&
-      put_on_top (path, layer, new_path, &uuid) == 0) {
-    successor = nc_ref_for_image (new_path, path);
+      nc_path_find (new_path, &new_file) == 0 &&
+      put_on_top (layer, &new_file, new_path, &uuid) == 0) {
+    successor = nc_ref_for_image (&new_file, &layer->dev->path);
     if (successor)
       r = nc_fvd_retire (layer, &uuid, successor);
   }

@@ -10,6 +10,7 @@
 
 struct nc_allow;
 struct nc_dev;
+struct nc_path;
 struct nc_tls;
 
 /* Open the fvd image DEV (taken over, also on failure), known as PATH, to
@@ -24,15 +25,14 @@ extern struct nc_layer *nc_image_open_to_change (struct nc_dev *dev,
                                                  bool with_data)
   __attribute__ ((__nonnull__ (1, 2)));
 
-/* Open the backing REF of format FORMAT, as the operator gives it for the
- * image at PATH, and fill in B: how to name it in the image, size, UUID and
- * identity.  FORMAT may be NULL, which is refused, and so may
- * TLS.  Returns -1 on error,
- * reported; B can be freed in any case. */
-extern int nc_backing_learn (const char *path, const char *ref,
-                             const char *format, const struct nc_tls *tls,
-                             struct nc_backing *b)
-  __attribute__ ((__nonnull__ (1, 2, 5)));
+/* Open the backing REF of format FORMAT, as the operator gives it for IMAGE,
+ * which is called NAME in messages, and fill in B: how to name it in the image,
+ * size, UUID and identity.  FORMAT may be NULL, which is refused, and so may
+ * TLS.  Returns -1 on error, reported; B can be freed in any case. */
+extern int nc_backing_learn (const struct nc_path *image, const char *name,
+                             const char *ref, const char *format,
+                             const struct nc_tls *tls, struct nc_backing *b)
+  __attribute__ ((__nonnull__ (1, 2, 3, 6)));
 extern void nc_backing_free (struct nc_backing *b)
   __attribute__ ((__nonnull__ (1)));
 

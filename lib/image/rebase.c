@@ -45,6 +45,7 @@ enum need {
 
 struct rebase {
   const struct nc_rebase_options *opts;
+  struct nc_dev *image;         /* not locked */
   struct nc_side old, new;
   struct nc_shared shared;
   uint64_t block;
@@ -233,36 +234,30 @@ close_side (struct nc_side *side)
   return r;
 }
 
-static int
-refuse_cycle (const char *path, dev_t st_dev, ino_t st_ino,
-              const struct nc_dev *dev)
+static bool
+is_same_file (const struct nc_dev *a, const struct nc_dev *b)
 {
-  dev_t other_dev;
-  ino_t other_ino;
+  dev_t dev_a, dev_b;
+  ino_t ino_a, ino_b;
 
-  if (nc_dev_file_id (dev, &other_dev, &other_ino) == -1 ||
-      st_dev != other_dev || st_ino != other_ino)
+  return nc_dev_file_id (a, &dev_a, &ino_a) == 0 &&
+    nc_dev_file_id (b, &dev_b, &ino_b) == 0 &&
+    dev_a == dev_b && ino_a == ino_b;
+}
+
+static int
+refuse_cycle (const struct nc_dev *image, const struct nc_dev *dev)
+{
+  if (!is_same_file (image, dev))
     return 0;
   nc_error ("%s: is in the chain of its new backing, and cannot be its own "
-            "backing; choose one below it", path);
+            "backing; choose one below it", image->name);
   errno = ELOOP;
   return -1;
 }
 
-/* Which file the image is. */
-static int
-identify (const char *path, dev_t *st_dev, ino_t *st_ino)
-{
-  struct nc_dev *dev = nc_dev_open_file (path, NC_DEV_UNLOCKED);
-
-  if (dev == NULL)
-    return -1;
-  nc_dev_file_id (dev, st_dev, st_ino);
-  nc_dev_close (dev);
-  return 0;
-}
-
-/* The new side, opened before the image is, so that a cycle is seen as one. */
+/* The new side, opened before the image is for writing, so that a cycle is
+ * seen as one. */
 static int
 open_new (struct rebase *r, const struct nc_backing *b)
 {
@@ -272,20 +267,14 @@ open_new (struct rebase *r, const struct nc_backing *b)
     .base = opts->new_base, .allow = opts->allow, .tls = opts->tls,
     .retry = opts->retry, .memory_fd = -1, .read_only = true,
   };
-  struct nc_chain *chain;
-  dev_t st_dev;
-  ino_t st_ino;
+  struct nc_chain *chain = nc_chain_open (&chain_opts);
 
-  if (identify (opts->path, &st_dev, &st_ino) == -1)
-    return -1;
-  chain = nc_chain_open (&chain_opts);
   if (chain == NULL)
     return -1;
   if (open_side (&r->new, chain) == -1)
     return -1;
   for (size_t i = 0; i < chain->views.current->n; ++i)
-    if (refuse_cycle (opts->path, st_dev, st_ino,
-                      chain->views.current->layers[i]->dev) == -1)
+    if (refuse_cycle (r->image, chain->views.current->layers[i]->dev) == -1)
       return -1;
   r->new.size = nc_min64 (r->new.size, b->size);
   return 0;
@@ -303,6 +292,11 @@ open_old (struct rebase *r)
 
   if (chain == NULL || open_side (&r->old, chain) == -1)
     return -1;
+  if (!is_same_file (r->image, chain->views.current->layers[0]->dev)) {
+    nc_error ("%s: has been replaced by another file meanwhile", opts->path);
+    errno = ESTALE;
+    return -1;
+  }
   r->block = nc_export_block_size (r->old.export);
   r->new.size = nc_min64 (r->new.size, r->old.size);
   return 0;
@@ -339,24 +333,19 @@ static int
 rebase_unsafely (const struct nc_rebase_options *opts,
                  const struct nc_backing *b)
 {
-  struct nc_dev *dev, *backing;
-  dev_t st_dev;
-  ino_t st_ino;
+  struct nc_dev *dev = nc_dev_open_file (opts->path, NC_DEV_WRITE);
+  struct nc_dev *backing;
   int r = 0;
 
-  if (identify (opts->path, &st_dev, &st_ino) == -1)
+  if (dev == NULL)
     return -1;
   if (b->present && is_file (opts->backing)) {
     backing = nc_dev_open_file (opts->backing, NC_DEV_UNLOCKED);
-    r = backing ? refuse_cycle (opts->path, st_dev, st_ino, backing) : -1;
+    r = backing ? refuse_cycle (dev, backing) : -1;
     nc_dev_close (backing);
   }
-  if (r == -1)
-    return -1;
-  dev = nc_dev_open_file (opts->path, NC_DEV_WRITE);
-  if (dev == NULL)
-    return -1;
-  r = nc_fvd_change_backing (dev, b);
+  if (r == 0)
+    r = nc_fvd_change_backing (dev, b);
   nc_dev_close (dev);
   return r;
 }
@@ -367,18 +356,22 @@ nc_image_rebase (const struct nc_rebase_options *opts,
 {
   __attribute__ ((__cleanup__ (nc_backing_free))) struct nc_backing b = { 0 };
   struct rebase r = { .opts = opts };
-  int err;
+  int err = 0;
 
   *result = (struct nc_rebase_result) { 0 };
-  if (*opts->backing &&
-      nc_backing_learn (opts->path, opts->backing, opts->backing_format,
-                        opts->tls, &b) == -1)
+  r.image = nc_dev_open_file (opts->path, NC_DEV_UNLOCKED);
+  if (r.image == NULL)
     return -1;
-  err = opts->unsafe ? rebase_unsafely (opts, &b) : rebase (&r, &b);
+  if (*opts->backing)
+    err = nc_backing_learn (&r.image->path, opts->path, opts->backing,
+                            opts->backing_format, opts->tls, &b);
+  if (err == 0)
+    err = opts->unsafe ? rebase_unsafely (opts, &b) : rebase (&r, &b);
   if (close_side (&r.old) == -1)
     err = -1;
   close_side (&r.new);
   nc_shared_free (&r.shared);
+  nc_dev_close (r.image);
   result->copied = r.copied;
   result->zeroed = r.zeroed;
   return err;

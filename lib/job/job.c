@@ -85,7 +85,7 @@ struct nc_jobs {
 
   pthread_mutex_t record_lock;  /* taken before lock, and held across the
                                    writing; guards what follows */
-  char *record_path;            /* NULL: nothing is recorded */
+  struct nc_path record_path;   /* NC_PATH_NONE: nothing is recorded */
   char *record_uuid;
   json_t *recorded;             /* what is in the file, */
   bool record_failed;           /* or ought to be */
@@ -450,15 +450,16 @@ record (struct nc_jobs *jobs)
   json_t *entries;
 
   NC_LOCKED (&jobs->record_lock);
-  if (jobs->record_path == NULL)
+  if (jobs->record_path.dir == -1)
     return;
   entries = entries_to_record (jobs);
   if (entries == NULL) {
-    nc_error ("%s: out of memory", jobs->record_path);
+    nc_error ("%s/%s: out of memory", jobs->record_path.real,
+              jobs->record_path.name);
     return;
   }
   if (jobs->record_failed || !json_equal (entries, jobs->recorded))
-    jobs->record_failed = nc_record_write (jobs->record_path,
+    jobs->record_failed = nc_record_write (&jobs->record_path,
                                            jobs->record_uuid, entries) == -1;
   json_decref (jobs->recorded);
   jobs->recorded = entries;
@@ -624,6 +625,7 @@ nc_jobs_new (void)
     nc_error ("list of jobs: %m");
     return NULL;
   }
+  jobs->record_path.dir = -1;
   pthread_mutex_init (&jobs->lock, NULL);
   pthread_mutex_init (&jobs->record_lock, NULL);
   pthread_cond_init (&jobs->ended, NULL);
@@ -861,21 +863,21 @@ start_entries (struct nc_jobs *jobs, json_t *entries,
 }
 
 int
-nc_jobs_resume (struct nc_jobs *jobs, const char *path, const char *uuid,
-                const char *device, const struct nc_job_kind *kinds,
-                void *opaque)
+nc_jobs_resume (struct nc_jobs *jobs, const struct nc_path *path,
+                const char *uuid, const char *device,
+                const struct nc_job_kind *kinds, void *opaque)
 {
   json_t *entries = nc_record_read (path, uuid), *failed;
-  char *path_copy, *uuid_copy;
+  struct nc_path path_copy = NC_PATH_NONE;
+  char *uuid_copy;
 
   if (entries == NULL)
     return -1;
-  path_copy = strdup (path);
   uuid_copy = strdup (uuid);
-  if (path_copy == NULL || uuid_copy == NULL) {
-    nc_error ("%s: out of memory", path);
+  if (uuid_copy == NULL || nc_path_copy (path, &path_copy) == -1) {
+    if (uuid_copy == NULL)
+      nc_error ("%s/%s: out of memory", path->real, path->name);
     json_decref (entries);
-    free (path_copy);
     free (uuid_copy);
     return -1;
   }
@@ -945,7 +947,7 @@ nc_jobs_free (struct nc_jobs *jobs)
   reap (jobs, true);
   json_decref (jobs->recorded);
   json_decref (jobs->dormant);
-  free (jobs->record_path);
+  nc_path_close (&jobs->record_path);
   free (jobs->record_uuid);
   pthread_cond_destroy (&jobs->ended);
   pthread_mutex_destroy (&jobs->record_lock);

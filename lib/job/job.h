@@ -22,6 +22,7 @@
 #include <stdint.h>
 
 struct json_t;
+struct nc_path;
 struct nc_job;
 struct nc_jobs;
 
@@ -239,7 +240,7 @@ struct nc_job_kind {
   nc_job_start_fn start;
 };
 
-/* Start anew, on DEVICE, the jobs that are recorded in the file PATH for the
+/* Start anew, on DEVICE, the jobs that are recorded in the file PATH (a copy is kept) for the
  * image with UUID (as text), by the KINDS, which get OPAQUE; and from now on
  * record there which jobs with arguments run, until each of them ends by
  * itself or is cancelled.  What nc_jobs_stop stops stays recorded, so does
@@ -247,7 +248,7 @@ struct nc_job_kind {
  * that id.  Once, and before others use JOBS; DEVICE outlives it.
  * Returns -1 if PATH is something else (nc_record_check), or if memory is
  * short, reported. */
-extern int nc_jobs_resume (struct nc_jobs *jobs, const char *path,
+extern int nc_jobs_resume (struct nc_jobs *jobs, const struct nc_path *path,
                            const char *uuid, const char *device,
                            const struct nc_job_kind *kinds, void *opaque)
   __attribute__ ((__nonnull__ (1, 2, 3, 4, 5)));

@@ -167,10 +167,10 @@ struct found {
 /* Look for the file PATH.  Returns -1 with a message in WHY if there is
  * something that is no record of jobs, or that cannot be looked at. */
 static int
-find (const char *path, struct found *found, char why[NC_JOB_TEXT])
+find (const struct nc_path *path, struct found *found, char why[NC_JOB_TEXT])
 {
-  NC_CLOSE int fd = open (path, O_RDONLY | O_CLOEXEC | O_NOFOLLOW |
-                          O_NONBLOCK);
+  NC_CLOSE int fd = openat (path->dir, path->name, O_RDONLY | O_CLOEXEC |
+                            O_NOFOLLOW | O_NONBLOCK);
   ssize_t n = -1;
 
   *found = (struct found) { 0 };
@@ -204,17 +204,17 @@ find (const char *path, struct found *found, char why[NC_JOB_TEXT])
 }
 
 static int
-report_foreign (const char *path, const char *why)
+report_foreign (const struct nc_path *path, const char *why)
 {
-  nc_error ("%s: is no record of jobs (%s), and one would take its place: "
+  nc_error ("%s/%s: is no record of jobs (%s), and one would take its place: "
             "move it away, or have the record elsewhere (nbdchain serve "
-            "--jobs FILE, jobs=FILE)", path, why);
+            "--jobs FILE, jobs=FILE)", path->real, path->name, why);
   errno = EEXIST;
   return -1;
 }
 
 int
-nc_record_check (const char *path)
+nc_record_check (const struct nc_path *path)
 {
   char why[NC_JOB_TEXT] = "";
   struct found found;
@@ -225,7 +225,7 @@ nc_record_check (const char *path)
 }
 
 json_t *
-nc_record_read (const char *path, const char *uuid)
+nc_record_read (const struct nc_path *path, const char *uuid)
 {
   char why[NC_JOB_TEXT] = "";
   struct found found;
@@ -242,12 +242,12 @@ nc_record_read (const char *path, const char *uuid)
     list = nc_record_parse (found.text, found.len, uuid, why);
   free (found.text);
   if (why[0] != '\0')
-    nc_error ("%s: no job goes on from where it was: %s; the file is "
-              "replaced when a job is started", path, why);
+    nc_error ("%s/%s: no job goes on from where it was: %s; the file is "
+              "replaced when a job is started", path->real, path->name, why);
   if (list == NULL) {
     list = json_array ();
     if (list == NULL)
-      nc_error ("%s: out of memory", path);
+      nc_error ("%s/%s: out of memory", path->real, path->name);
   }
   return list;
 }
@@ -273,26 +273,26 @@ text_of (const char *uuid, json_t *entries)
 }
 
 static int
-remove_file (const char *path)
+remove_file (const struct nc_path *path)
 {
-  if (unlink (path) == -1)
+  if (unlinkat (path->dir, path->name, 0) == -1)
     return errno == ENOENT ? 0 : -1;
   return nc_sync_directory (path);
 }
 
 static int
-write_file (const char *path, const char *uuid, json_t *entries)
+write_file (const struct nc_path *path, const char *uuid, json_t *entries)
 {
   NC_FREE char *text = NULL;
 
   if (json_array_size (entries) == 0)
     return remove_file (path);
   text = text_of (uuid, entries);
-  return text ? nc_replace_file (path, text, 0600) : -1;
+  return text ? nc_replace_file (path, text, 0600, -1) : -1;
 }
 
 int
-nc_record_write (const char *path, const char *uuid, json_t *entries)
+nc_record_write (const struct nc_path *path, const char *uuid, json_t *entries)
 {
   char why[NC_JOB_TEXT] = "";
   struct found found;
@@ -306,7 +306,8 @@ nc_record_write (const char *path, const char *uuid, json_t *entries)
       return 0;
     refuse (why, "%s", strerror (errno));
   }
-  nc_error ("%s: which jobs run could not be recorded: %s; after a restart "
-            "of the server see whether they are as they should be", path, why);
+  nc_error ("%s/%s: which jobs run could not be recorded: %s; after a restart "
+            "of the server see whether they are as they should be",
+            path->real, path->name, why);
   return -1;
 }

@@ -21,6 +21,7 @@
 #include <jansson.h>
 
 #include "job/job.h"
+#include "util/path.h"
 
 #define NC_RECORD_MAX (1 << 20) /* bytes of the file */
 
@@ -52,19 +53,20 @@ extern json_t *nc_record_parse (const char *text, size_t len,
  * record of jobs, of whatever image and however damaged.  Returns -1 with
  * errno EEXIST if it is something else, or cannot be read, reported.  It need
  * not be one that is used: nc_record_read. */
-extern int nc_record_check (const char *path) __attribute__ ((__nonnull__ (1)));
+extern int nc_record_check (const struct nc_path *path)
+  __attribute__ ((__nonnull__ (1)));
 
 /* The list in the file PATH, as nc_record_parse; an empty one if there is no
  * such file, or none that can be used, which is reported.  NULL if it is
  * something else (nc_record_check), or if memory is short, reported. */
-extern json_t *nc_record_read (const char *path, const char *uuid)
+extern json_t *nc_record_read (const struct nc_path *path, const char *uuid)
   __attribute__ ((__nonnull__ (1, 2)));
 
 /* Replace the file PATH by one with the list ENTRIES, or remove it if that is
  * empty; durable when it returns.  What nc_record_check refuses stays, which
  * is an error.  Returns -1 on error, reported; then it is not known which of
  * the two will be found. */
-extern int nc_record_write (const char *path, const char *uuid,
+extern int nc_record_write (const struct nc_path *path, const char *uuid,
                             json_t *entries)
   __attribute__ ((__nonnull__ (1, 2, 3)));
 

@@ -28,6 +28,7 @@
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
@@ -103,11 +104,9 @@ new_handle (struct conn *conn)
 
   if (h == NULL ||
       nbd_set_tls (h, tls) == -1 ||
-      nbd_set_uri_allow_tls (h, tls) == -1 ||
       nbd_set_tls_verify_peer (h, true) == -1 ||
-      nbd_set_uri_allow_transports (h, LIBNBD_ALLOW_TRANSPORT_TCP |
-                                    LIBNBD_ALLOW_TRANSPORT_UNIX) == -1 ||
-      nbd_set_uri_allow_local_file (h, false) == -1 ||
+      (conn->nbd->uri.export_name &&
+       nbd_set_export_name (h, conn->nbd->uri.export_name) == -1) ||
       nbd_set_pread_initialize (h, false) == -1 ||
       /* The tail of an export may be unaligned. */
       nbd_set_strict_mode (h, nbd_get_strict_mode (h)
@@ -400,6 +399,113 @@ use_certificates (struct conn *conn, struct nc_tls_dir *dir)
   return 0;
 }
 
+/* Find the Unix socket.  Returns a descriptor (O_PATH) of it, or -1 with the
+ * reason kept. */
+static int
+find_socket (struct conn *conn)
+{
+  struct nbd *nbd = conn->nbd;
+
+  NC_LOCKED (&nbd->find_lock);
+  return nbd->finder.find (nbd->finder.opaque, conn->reason,
+                           sizeof conn->reason);
+}
+
+/* Whether it is the user who was there before, if anybody was: in a directory
+ * where several users make sockets, the name of one that has gone may be
+ * another's next. */
+static bool
+is_same_user (struct conn *conn, const char *what, uid_t was, uid_t is)
+{
+  if (was == is)
+    return true;
+  snprintf (conn->reason, sizeof conn->reason, "%s is user %u now, and was "
+            "user %u before", what, (unsigned) is, (unsigned) was);
+  return false;
+}
+
+static bool
+is_same_peer (struct conn *conn)
+{
+  const struct nbd *nbd = conn->nbd;
+  struct peer before;
+
+  {
+    NC_LOCKED (&conn->nbd->lock);
+    if (!nbd->has_peer)
+      return true;
+    before = nbd->peer;
+  }
+  return is_same_user (conn, "the owner of its socket", before.owner,
+                       conn->peer.owner) &&
+    is_same_user (conn, "the user who runs its server", before.listener,
+                  conn->peer.listener);
+}
+
+void
+conn_remember_peer (struct conn *conn)
+{
+  NC_LOCKED (&conn->nbd->lock);
+  conn->nbd->has_peer = conn->nbd->finder.find != NULL;
+  conn->nbd->peer = conn->peer;
+}
+
+/* A socket that is connected to the server's; or -1 with the reason kept. */
+static int
+connect_unix (struct conn *conn)
+{
+  NC_CLOSE int path = find_socket (conn);
+  NC_CLOSE int sock = socket (AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC |
+                              SOCK_NONBLOCK, 0);
+  struct ucred cred;
+  socklen_t len = sizeof cred;
+  struct stat st;
+  int r;
+
+  if (path == -1)
+    return -1;
+  if (sock == -1 || fstat (path, &st) == -1 ||
+      nc_connect_unix (sock, path) == -1 ||
+      getsockopt (sock, SOL_SOCKET, SO_PEERCRED, &cred, &len) == -1) {
+    snprintf (conn->reason, sizeof conn->reason, "%s: %s",
+              conn->nbd->uri.socket, strerror (errno));
+    make_printable (conn->reason);
+    return -1;
+  }
+  conn->peer = (struct peer) { .owner = st.st_uid, .listener = cred.uid };
+  if (!is_same_peer (conn))
+    return -1;
+  r = sock;
+  sock = -1;
+  return r;
+}
+
+/* Begin to connect, to what was parsed when the device was opened: the text is
+ * not taken apart again by somebody who may see other parts in it. */
+static int
+begin_to_connect (struct conn *conn)
+{
+  const struct nbd *nbd = conn->nbd;
+  char port[8];
+  int r, sock;
+
+  if (nbd->argv)
+    r = nbd_aio_connect_systemd_socket_activation (conn->h, nbd->argv);
+  else if (nbd->uri.socket) {
+    sock = connect_unix (conn);
+    if (sock == -1)
+      return -1;
+    r = nbd_aio_connect_socket (conn->h, sock);
+  }
+  else {
+    snprintf (port, sizeof port, "%d", nbd->uri.port);
+    r = nbd_aio_connect_tcp (conn->h, nbd->uri.host, port);
+  }
+  if (r == -1)
+    conn_keep_reason (conn);
+  return r;
+}
+
 /* Whether FD gets connected by then.  An error of it stays. */
 static bool
 is_connected (const struct conn *conn, int fd, uint64_t until)
@@ -437,20 +543,13 @@ several_addresses (const struct nbd *nbd)
 {
   const struct addrinfo hints = { .ai_socktype = SOCK_STREAM };
   struct addrinfo *addresses = NULL;
-  struct nc_uri uri = { 0 };
-  char port[16];
+  char port[8];
 
-  if (nbd->argv == NULL &&
-      nc_uri_parse (nbd->dev.name, nbd->dev.name, EINVAL, &uri) == 0 &&
-      uri.host) {
-    snprintf (port, sizeof port, "%d", uri.port);
-    if (getaddrinfo (uri.host, port, &hints, &addresses) != 0)
+  if (nbd->uri.host) {
+    snprintf (port, sizeof port, "%d", nbd->uri.port);
+    if (getaddrinfo (nbd->uri.host, port, &hints, &addresses) != 0)
       addresses = NULL;
   }
-  free (uri.scheme);
-  free (uri.host);
-  free (uri.export_name);
-  free (uri.socket);
   if (addresses == NULL || addresses->ai_next)
     return addresses;
   freeaddrinfo (addresses);
@@ -497,15 +596,9 @@ establish (struct conn *conn)
 {
   struct nbd *nbd = conn->nbd;
   uint64_t deadline = nc_now () + nbd->first_limit;
-  int r;
 
-  r = nbd->argv
-    ? nbd_aio_connect_systemd_socket_activation (conn->h, nbd->argv)
-    : nbd_aio_connect_uri (conn->h, nbd->dev.name);
-  if (r == -1) {
-    conn_keep_reason (conn);
+  if (begin_to_connect (conn) == -1)
     return -1;
-  }
   connect_any (conn, deadline);
   while (nbd_aio_is_ready (conn->h) != 1) {
     if (conn_is_finished (conn)) {

@@ -172,6 +172,7 @@ connect_conn (struct conn *conn)
     conn_disconnect (conn);
     return -1;
   }
+  conn_remember_peer (conn);
   free (export.identity);
   export.identity = NULL;
   conn->export = export;

@@ -291,6 +291,9 @@ nbd_dev_close (struct nc_dev *dev)
   }
   pthread_cond_destroy (&nbd->changed);
   pthread_mutex_destroy (&nbd->lock);
+  pthread_mutex_destroy (&nbd->find_lock);
+  nc_socket_finder_free (&nbd->finder);
+  nc_uri_free (&nbd->uri);
   free (nbd->argv);
   free (nbd->words);
   free (nbd->certificates);
@@ -408,6 +411,7 @@ probe_export (struct nbd *nbd)
     errno = ENOTCONN;
     return -1;
   }
+  conn_remember_peer (&nbd->conns[0]);
   nbd->dev.size = probe.export.size;
   nbd->dev.identity = probe.export.identity;
   nbd->minimum = probe.export.minimum;
@@ -422,6 +426,7 @@ init_locks (struct nbd *nbd)
   pthread_condattr_t attr;
 
   pthread_mutex_init (&nbd->lock, NULL);
+  pthread_mutex_init (&nbd->find_lock, NULL);
   pthread_condattr_init (&attr);
   pthread_condattr_setclock (&attr, CLOCK_MONOTONIC);
   pthread_cond_init (&nbd->changed, &attr);
@@ -437,29 +442,6 @@ close_keeping_errno (struct nbd *nbd)
   errno = error;
 }
 
-/* Whether the URI REF has a user name, or a parameter other than "socket".
- * Credentials are ours to give, and so is whether they matter. */
-static bool
-has_credentials (const char *ref)
-{
-  const char *authority = strstr (ref, "://"), *query = strchr (ref, '?');
-
-  if (authority &&
-      authority[3 + strcspn (authority + 3, "/?#@")] == '@')
-    return true;
-  if (query == NULL)
-    return false;
-  for (query++; *query && *query != '#';) {
-    size_t len = strcspn (query, "&;#");
-
-    if (len > 0 && strncmp (query, "socket=", 7) != 0)
-      return true;
-    query += len;
-    query += *query && *query != '#';
-  }
-  return false;
-}
-
 static bool
 libnbd_has_hole (void)
 {
@@ -473,22 +455,19 @@ libnbd_has_hole (void)
 
 /* Refuse what would not be verified.  Returns -1, reported. */
 static int
-check_tls (const char *ref, const struct nc_tls *tls)
+check_tls (const char *ref, const struct nc_tls *tls, bool is_unix)
 {
   static const char how[] = "remote-tls-certificates=DIRECTORY or "
     "remote-tls-psk=FILE (\"nbdchain\": --remote-tls-...)";
 
-  if (has_credentials (ref))
-    nc_error ("%s: neither a user name nor a parameter other than \"socket\" "
-              "is taken from a URI with TLS; give %s", ref, how);
-  else if (tls->psk && tls->certificates)
+  if (tls->psk && tls->certificates)
     nc_error ("%s: there are both certificates and keys for it; give one: %s",
               ref, how);
   else if (tls->psk || !libnbd_has_hole ())
     return 0;
   else if (tls->certificates == NULL)
     nc_error ("%s: TLS needs to know whom to trust; give %s", ref, how);
-  else if (strncasecmp (ref, "nbds+unix", 9) == 0)
+  else if (is_unix)
     nc_error ("%s: this version of libnbd does not verify certificates over "
               "a Unix socket (CVE-2024-7383): use remote-tls-psk, or TCP",
               ref);
@@ -517,11 +496,10 @@ set_up_tls (struct nbd *nbd, const struct nc_tls *tls)
 
   if (tls == NULL)
     tls = &none;
-  nbd->encrypted = strncasecmp (ref, "nbds:", 5) == 0 ||
-    strncasecmp (ref, "nbds+", 5) == 0;
+  nbd->encrypted = nbd->uri.scheme && strncmp (nbd->uri.scheme, "nbds", 4) == 0;
   if (!nbd->encrypted)
     return 0;
-  return check_tls (ref, tls) == -1 ||
+  return check_tls (ref, tls, nbd->uri.socket != NULL) == -1 ||
     copy_string (ref, tls->certificates, &nbd->certificates) == -1 ||
     copy_string (ref, tls->psk, &nbd->psk) == -1 ||
     copy_string (ref, tls->username, &nbd->username) == -1 ? -1 : 0;
@@ -537,19 +515,45 @@ useful_conns (void)
   return n > 0 ? nc_min64 (n + 1, MAX_CONNS) : MAX_CONNS;
 }
 
+/* Take REF apart.  FINDER, which is taken over, knows better than its text
+ * where a socket is. */
+static int
+parse_ref (struct nbd *nbd, const char *ref, struct nc_socket_finder *finder)
+{
+  NC_FREE char *context = NULL;
+
+  if (finder) {
+    nbd->finder = *finder;
+    *finder = (struct nc_socket_finder) { 0 };
+  }
+  if (*ref == '[')
+    return parse_command (nbd, ref);
+  if (asprintf (&context, "%s:", ref) == -1) {
+    context = NULL;
+    nc_error ("%s: %m", ref);
+    return -1;
+  }
+  if (nc_remote_parse_uri (ref, context, EPERM, &nbd->uri) == -1)
+    return -1;
+  if (nbd->uri.socket && nbd->finder.find == NULL)
+    return nc_socket_finder_init (&nbd->finder, nbd->uri.socket);
+  return 0;
+}
+
 /* The device before anything is known of its export. */
 static struct nbd *
-new_device (const char *ref, unsigned retry, const struct nc_tls *tls)
+new_device (const char *ref, unsigned retry, const struct nc_tls *tls,
+            struct nc_socket_finder *finder)
 {
   struct nbd *nbd = calloc (1, sizeof *nbd);
   unsigned i;
 
-  if (nbd == NULL) {
-    nc_error ("%s: %m", ref);
-    return NULL;
-  }
-  if (nc_dev_init (&nbd->dev, &nbd_dev_ops, ref) == -1) {
+  if (nbd == NULL || nc_dev_init (&nbd->dev, &nbd_dev_ops, ref) == -1) {
+    if (nbd == NULL)
+      nc_error ("%s: %m", ref);
     free (nbd);
+    if (finder)
+      nc_socket_finder_free (finder);
     return NULL;
   }
   init_locks (nbd);
@@ -565,6 +569,8 @@ new_device (const char *ref, unsigned retry, const struct nc_tls *tls)
     nbd->conns[i].kick = nbd->conns[i].call = -1;
     pthread_mutex_init (&nbd->conns[i].lock, NULL);
   }
+  if (parse_ref (nbd, ref, finder) == -1)
+    goto fail;
   for (i = 0; i < MAX_CONNS; i++) {
     nbd->conns[i].kick = eventfd (0, EFD_CLOEXEC | EFD_NONBLOCK);
     nbd->conns[i].call = eventfd (0, EFD_CLOEXEC | EFD_NONBLOCK);
@@ -574,8 +580,6 @@ new_device (const char *ref, unsigned retry, const struct nc_tls *tls)
     }
   }
 
-  if (*ref == '[' && parse_command (nbd, ref) == -1)
-    goto fail;
   if (set_up_tls (nbd, tls) == -1)
     goto fail;
   return nbd;
@@ -587,9 +591,9 @@ new_device (const char *ref, unsigned retry, const struct nc_tls *tls)
 
 struct nc_dev *
 nc_remote_open_nbd (const char *ref, unsigned retry,
-                    const struct nc_tls *tls)
+                    const struct nc_tls *tls, struct nc_socket_finder *finder)
 {
-  struct nbd *nbd = new_device (ref, retry, tls);
+  struct nbd *nbd = new_device (ref, retry, tls, finder);
 
   if (nbd == NULL)
     return NULL;
@@ -604,10 +608,11 @@ nc_remote_open_nbd (const char *ref, unsigned retry,
 
 struct nc_dev *
 nc_remote_open_nbd_absent (const char *ref, unsigned retry,
-                           const struct nc_tls *tls, uint64_t size,
+                           const struct nc_tls *tls,
+                           struct nc_socket_finder *finder, uint64_t size,
                            const char *identity)
 {
-  struct nbd *nbd = new_device (ref, retry, tls);
+  struct nbd *nbd = new_device (ref, retry, tls, finder);
 
   if (nbd == NULL)
     return NULL;

@@ -31,8 +31,10 @@
 #include <libnbd.h>
 
 #include "dev/dev.h"
+#include "nbd/uri.h"
 #include "util/checked.h"
 #include "util/report.h"
+#include "util/unix-socket.h"
 
 #define MAX_CONNS 4
 #define MAX_READ (32U << 20)           /* what every server accepts */
@@ -67,6 +69,11 @@ struct list {
   struct request *head, *tail;
 };
 
+/* Whose a Unix socket is, and who listens at it. */
+struct peer {
+  uid_t owner, listener;
+};
+
 /* What a server says of its export. */
 struct export {
   uint64_t size;
@@ -95,6 +102,7 @@ struct conn {
   bool open;                           /* by lock at all times */
   struct request *receiver;            /* one in flight, or NULL */
   struct nbd_handle *h;
+  struct peer peer;                    /* behind a Unix socket */
   struct export export;
   struct list flight, done, lost;
   unsigned n_flight, n_retired;
@@ -112,6 +120,9 @@ struct conn {
 struct nbd {
   struct nc_dev dev;
   char *words, **argv;                 /* of "[ command ]", else NULL */
+  struct nc_uri uri;                   /* unless it is one */
+  pthread_mutex_t find_lock;           /* held while finder is called */
+  struct nc_socket_finder finder;      /* of a Unix socket, else all zeros */
   bool encrypted;                      /* nbds */
   char *certificates, *psk, *username; /* for that; NULL: not given */
   uint64_t first_limit, max_limit;     /* of a stall */
@@ -132,6 +143,8 @@ struct nbd {
   uint64_t outage_since;
   bool fruitless;                      /* no answer since the last loss */
   bool mismatch;                       /* reported, and not yet over */
+  bool has_peer;                       /* connected once, to: */
+  struct peer peer;
 
   struct conn conns[MAX_CONNS];
 };
@@ -143,6 +156,11 @@ struct nbd {
  * -1 with the reason kept. */
 extern int conn_connect (struct conn *conn, struct export *export)
   __attribute__ ((__nonnull__ (1, 2)));
+
+/* The export was the right one: from now on its Unix socket must be of the
+ * same users.  Nothing happens if it has none. */
+extern void conn_remember_peer (struct conn *conn)
+  __attribute__ ((__nonnull__ (1)));
 
 /* Serving the socket has three steps: what to wait for, along with the
  * eventfd KICK; waiting, without the lock (deadline: 0 = none); and what it is

@@ -11,24 +11,34 @@
 
 #include "dev/dev.h"
 #include "nbd/uri.h"
+#include "util/unix-socket.h"
 
 struct nc_dev *
-nc_dev_open_nbd (const char *ref, unsigned retry, const struct nc_tls *tls)
+nc_dev_open_nbd (const char *ref, unsigned retry, const struct nc_tls *tls,
+                 struct nc_socket_finder *finder)
 {
   const struct nc_remote *remote = nc_remote_load ();
 
-  return remote ? remote->open_nbd (ref, retry, tls) : NULL;
+  if (remote)
+    return remote->open_nbd (ref, retry, tls, finder);
+  if (finder)
+    nc_socket_finder_free (finder);
+  return NULL;
 }
 
 struct nc_dev *
 nc_dev_open_nbd_absent (const char *ref, unsigned retry,
-                        const struct nc_tls *tls, uint64_t size,
+                        const struct nc_tls *tls,
+                        struct nc_socket_finder *finder, uint64_t size,
                         const char *identity)
 {
   const struct nc_remote *remote = nc_remote_load ();
 
-  return remote ? remote->open_nbd_absent (ref, retry, tls, size, identity)
-    : NULL;
+  if (remote)
+    return remote->open_nbd_absent (ref, retry, tls, finder, size, identity);
+  if (finder)
+    nc_socket_finder_free (finder);
+  return NULL;
 }
 
 int

@@ -15,6 +15,7 @@
 #include <stdint.h>
 
 struct nc_dev;
+struct nc_socket_finder;
 struct nc_tls;
 struct nc_uri;
 
@@ -24,10 +25,12 @@ struct nc_uri;
 struct nc_remote {
   const char *version;          /* of nbdchain; the first in every version */
   struct nc_dev *(*open_nbd) (const char *ref, unsigned retry,
-                              const struct nc_tls *tls);
+                              const struct nc_tls *tls,
+                              struct nc_socket_finder *finder);
   struct nc_dev *(*open_nbd_absent) (const char *ref, unsigned retry,
-                                     const struct nc_tls *tls, uint64_t size,
-                                     const char *identity);
+                                     const struct nc_tls *tls,
+                                     struct nc_socket_finder *finder,
+                                     uint64_t size, const char *identity);
   int (*parse_uri) (const char *text, const char *context, int refused,
                     struct nc_uri *uri);
 };
@@ -41,14 +44,16 @@ extern const struct nc_remote *nc_remote_load (void);
 /* In libnbdchain-remote.so, which exports the table and nothing else. */
 extern const struct nc_remote nc_remote_table;
 extern struct nc_dev *nc_remote_open_nbd (const char *ref, unsigned retry,
-                                          const struct nc_tls *tls)
+                                          const struct nc_tls *tls,
+                                          struct nc_socket_finder *finder)
   __attribute__ ((__nonnull__ (1)));
 extern struct nc_dev *nc_remote_open_nbd_absent (const char *ref,
                                                  unsigned retry,
                                                  const struct nc_tls *tls,
-                                                 uint64_t size,
+                                                 struct nc_socket_finder
+                                                 *finder, uint64_t size,
                                                  const char *identity)
-  __attribute__ ((__nonnull__ (1, 5)));
+  __attribute__ ((__nonnull__ (1, 6)));
 extern int nc_remote_parse_uri (const char *text, const char *context,
                                 int refused, struct nc_uri *uri)
   __attribute__ ((__nonnull__ (1, 2, 4)));

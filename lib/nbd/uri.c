@@ -96,9 +96,10 @@ parse_query (const char *query, const char *context, int refused,
         if (quoted == NULL)
           nc_error ("malloc: %m");
         else
-          nc_error ("%s has the parameter %s: none but \"socket\" is taken "
-                    "from there; give the whole reference on the command "
-                    "line (base=, or --base)", context, quoted);
+          nc_error ("%s has the parameter %s: none but \"socket\" is known "
+                    "here; TLS is set up with remote-tls-certificates= or "
+                    "remote-tls-psk= (\"nbdchain\": --remote-tls-...)",
+                    context, quoted);
         errno = refused;
         return -1;
       }
@@ -166,9 +167,10 @@ check_parts (xmlURIPtr xml, const char *text, const char *context,
   }
   errno = refused;
   if (xml->user) {
-    nc_error ("%s has user information before an \"@\", which is never "
-              "taken from there; give the whole reference on the command "
-              "line (base=, or --base)", context);
+    nc_error ("%s has a user name before an \"@\", which is never taken from "
+              "there; that of a key for TLS is given with "
+              "remote-tls-username= (\"nbdchain\": --remote-tls-username)",
+              context);
     return -1;
   }
   if (xml->fragment) {

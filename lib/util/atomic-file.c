@@ -1,9 +1,8 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /* Copyright (C) 2026 The nbdchain authors */
 
-/* A new file is made beside the old one, synced, given its name, and then the
- * directory is synced.  Nothing is touched but that file and PATH: what has
- * the new file's name already stays, and another one is taken. */
+/* Files that appear as a whole, all by their names in a directory that is held
+ * open. */
 
 #include <config.h>
 
@@ -11,50 +10,131 @@
 
 #include <errno.h>
 #include <fcntl.h>
-#include <inttypes.h>
-#include <libgen.h>
-#include <limits.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
-#include <xxhash.h>
-
+#include "util/permissions.h"
 #include "util/scope.h"
 
 #define NAMES 1000              /* that are tried */
 
 int
-nc_sync_directory (const char *path)
+nc_sync_directory (const struct nc_path *path)
 {
-  NC_FREE char *copy = strdup (path);
-  NC_CLOSE int fd = copy ? open (dirname (copy),
-                                 O_RDONLY | O_DIRECTORY | O_CLOEXEC) : -1;
+  NC_CLOSE int fd = openat (path->dir, ".",
+                            O_RDONLY | O_DIRECTORY | O_CLOEXEC);
 
   return fd == -1 ? -1 : fsync (fd);
 }
 
-char *
-nc_path_beside (const char *path, const char *suffix)
+/* It has no other name (any more). */
+static void
+forget_tmp (struct nc_new_file *nf)
 {
-  const char *slash = strrchr (path, '/');
-  const char *name = slash ? slash + 1 : path;
-  const size_t room = NAME_MAX - strlen (suffix);
-  char *beside;
-  int r;
+  const int err = errno;
 
-  if (strlen (name) <= room)
-    r = asprintf (&beside, "%s%s", path, suffix);
-  else
-    r = asprintf (&beside, "%.*s%.*s-%016" PRIx64 "%s", (int) (name - path),
-                  path, (int) (room - 17), name,
-                  (uint64_t) XXH3_64bits (name, strlen (name)), suffix);
-  if (r != -1)
-    return beside;
-  errno = ENOMEM;
-  return NULL;
+  free (nf->tmp);
+  nf->tmp = NULL;
+  errno = err;
 }
+
+int
+nc_new_file_create (struct nc_new_file *nf, const struct nc_path *path,
+                    mode_t mode)
+{
+  char suffix[16];
+  struct stat st;
+  int fd = -1;
+
+  *nf = (struct nc_new_file) { .path = path };
+  errno = EEXIST;
+  for (unsigned i = 0; fd == -1 && errno == EEXIST && i < NAMES; i++) {
+    free (nf->tmp);
+    snprintf (suffix, sizeof suffix, ".new.%x", (unsigned) getpid () + i);
+    nf->tmp = nc_path_name_beside (path->name, suffix);
+    if (nf->tmp == NULL)
+      return -1;
+    fd = openat (path->dir, nf->tmp,
+                 O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC | O_NOFOLLOW, mode);
+  }
+  if (fd == -1)
+    forget_tmp (nf);
+  else if (fstat (fd, &st) == 0) {
+    nf->dev = st.st_dev;
+    nf->ino = st.st_ino;
+  }
+  return fd;
+}
+
+/* Neither way replaces a file that has appeared meanwhile. */
+static int
+link_new (struct nc_new_file *nf)
+{
+  const int dir = nf->path->dir;
+
+  if (linkat (dir, nf->tmp, dir, nf->path->name, 0) == 0)
+    return 0;
+  if (errno == EEXIST || renameat2 (dir, nf->tmp, dir, nf->path->name,
+                                    RENAME_NOREPLACE) == -1)
+    return -1;
+  forget_tmp (nf);
+  return 0;
+}
+
+static int
+rename_new (struct nc_new_file *nf)
+{
+  const int dir = nf->path->dir;
+
+  if (renameat (dir, nf->tmp, dir, nf->path->name) == -1)
+    return -1;
+  forget_tmp (nf);
+  return 0;
+}
+
+int
+nc_new_file_publish (struct nc_new_file *nf, bool replace)
+{
+  int err;
+
+  if ((replace ? rename_new (nf) : link_new (nf)) == -1)
+    return -1;
+  if (nc_sync_directory (nf->path) == 0)
+    return 0;
+  err = errno;
+  if (!replace)
+    nc_new_file_withdraw (nf);
+  errno = err;
+  return -1;
+}
+
+void
+nc_new_file_withdraw (struct nc_new_file *nf)
+{
+  const struct nc_path *path = nf->path;
+  struct stat st;
+
+  if (path && nf->ino &&
+      fstatat (path->dir, path->name, &st, AT_SYMLINK_NOFOLLOW) == 0 &&
+      st.st_dev == nf->dev && st.st_ino == nf->ino)
+    unlinkat (path->dir, path->name, 0);
+}
+
+void
+nc_new_file_close (struct nc_new_file *nf)
+{
+  const int err = errno;
+
+  if (nf->tmp)
+    unlinkat (nf->path->dir, nf->tmp, 0);
+  forget_tmp (nf);
+  errno = err;
+}
+
+/* Replacing small ones. */
 
 static int
 write_all (int fd, const char *text, size_t len)
@@ -72,42 +152,17 @@ write_all (int fd, const char *text, size_t len)
   return 0;
 }
 
-/* A new file, called *TMP.  Returns -1 with errno; *TMP is to be freed in any
- * case. */
-static int
-open_beside (const char *path, mode_t mode, char **tmp)
-{
-  char suffix[16];
-  int fd = -1;
-
-  *tmp = NULL;
-  errno = EEXIST;
-  for (unsigned i = 0; fd == -1 && errno == EEXIST && i < NAMES; i++) {
-    free (*tmp);
-    snprintf (suffix, sizeof suffix, ".new.%x", (unsigned) getpid () + i);
-    *tmp = nc_path_beside (path, suffix);
-    if (*tmp == NULL)
-      return -1;
-    fd = open (*tmp, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC | O_NOFOLLOW,
-               mode);
-  }
-  return fd;
-}
-
 int
-nc_replace_file (const char *path, const char *text, mode_t mode)
+nc_replace_file (const struct nc_path *path, const char *text, mode_t mode,
+                 int like)
 {
-  NC_FREE char *tmp = NULL;
-  NC_CLOSE int fd = open_beside (path, mode, &tmp);
-  int err;
+  struct nc_new_file nf;
+  NC_CLOSE int fd = nc_new_file_create (&nf, path, like >= 0 ? 0600 : mode);
+  int r = -1;
 
-  if (fd == -1)
-    return -1;
-  if (write_all (fd, text, strlen (text)) == 0 && fsync (fd) == 0 &&
-      rename (tmp, path) == 0)
-    return nc_sync_directory (path);
-  err = errno;
-  unlink (tmp);
-  errno = err;
-  return -1;
+  if (fd >= 0 && write_all (fd, text, strlen (text)) == 0 &&
+      (like == -1 || nc_permissions_copy (like, fd) == 0) && fsync (fd) == 0)
+    r = nc_new_file_publish (&nf, true);
+  nc_new_file_close (&nf);
+  return r;
 }

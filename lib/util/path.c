@@ -16,13 +16,18 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <inttypes.h>
 #include <limits.h>
+#include <linux/magic.h>
 #include <stdarg.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/vfs.h>
 #include <unistd.h>
+
+#include <xxhash.h>
 
 #include "util/report.h"
 #include "util/scope.h"
@@ -77,6 +82,21 @@ nc_path_absolute (const char *path)
     *p++ = '/';
   *p = '\0';
   return out;
+}
+
+char *
+nc_path_name_beside (const char *name, const char *suffix)
+{
+  const size_t room = NAME_MAX - strlen (suffix);
+  char *beside;
+  int r;
+
+  if (strlen (name) <= room)
+    r = asprintf (&beside, "%s%s", name, suffix);
+  else
+    r = asprintf (&beside, "%.*s-%016" PRIx64 "%s", (int) (room - 17), name,
+                  (uint64_t) XXH3_64bits (name, strlen (name)), suffix);
+  return r == -1 ? NULL : beside;
 }
 
 /* Walks. */
@@ -317,7 +337,8 @@ nc_walk_get_path (const struct nc_walk *walk, const char *given,
   path->dir = fcntl (walk->level[walk->n - 2].fd, F_DUPFD_CLOEXEC, 0);
   path->name = strdup (strrchr (walk->text, '/') + 1);
   path->real = strndup (walk->text, walk->level[walk->n - 2].len);
-  path->given = strdup (given);
+  path->given = given ? strdup (given)
+    : strndup (walk->text, walk->level[walk->n - 2].len);
   if (path->dir >= 0 && path->name && path->real && path->given)
     return 0;
   nc_path_close (path);
@@ -340,10 +361,49 @@ nc_path_close (struct nc_path *path)
   errno = err;
 }
 
+void
+nc_path_let_go (struct nc_path *path)
+{
+  if (path->dir >= 0)
+    close (path->dir);
+  path->dir = -1;
+}
+
 char *
 nc_path_text (const struct nc_path *path)
 {
   return join (path->real, path->name);
+}
+
+static int
+copy (const struct nc_path *from, const char *suffix, struct nc_path *to)
+{
+  *to = (struct nc_path) {
+    .dir = fcntl (from->dir, F_DUPFD_CLOEXEC, 0),
+    .real = strdup (from->real),
+    .given = strdup (from->given),
+  };
+  if (from->name)
+    to->name = nc_path_name_beside (from->name, suffix);
+  if (to->dir >= 0 && to->real && to->given &&
+      (to->name || from->name == NULL))
+    return 0;
+  nc_error ("%s/%s%s: %m", from->real, from->name ? : "", suffix);
+  nc_path_close (to);
+  return -1;
+}
+
+int
+nc_path_copy (const struct nc_path *from, struct nc_path *to)
+{
+  return copy (from, "", to);
+}
+
+int
+nc_path_beside (const struct nc_path *from, const char *suffix,
+                struct nc_path *to)
+{
+  return copy (from, suffix, to);
 }
 
 /* The operator's paths. */
@@ -402,7 +462,6 @@ walk_operators (struct nc_walk *walk, struct owners *owners, const char *text)
   NC_CLOSE int cwd = -1;
   NC_FREE char *cwd_text = NULL;
 
-  *owners = (struct owners) { .n = 0 };
   if (text[0] != '/') {
     cwd = open (".", O_PATH | O_DIRECTORY | O_CLOEXEC);
     cwd_text = cwd == -1 ? NULL : getcwd (NULL, 0);
@@ -418,16 +477,18 @@ walk_operators (struct nc_walk *walk, struct owners *owners, const char *text)
     : nc_walk_along (walk, text);
 }
 
+/* Why TEXT was not opened.  errno stays. */
 static void
-report (const char *text, const struct owners *owners)
+explain (const char *text, const struct owners *owners, char *why, size_t len)
 {
   if (!owners->refused)
-    nc_error ("%s: %m", text);
+    snprintf (why, len, "%s: %m", text);
   else
-    nc_error ("%s: a symbolic link of user %u leads to %s, of user %u: links "
-              "of another user are followed only to what is his; if that is "
-              "meant, name it itself", text, (unsigned) owners->link_uid,
-              owners->target ? : "a file", (unsigned) owners->uid);
+    snprintf (why, len, "%s: a symbolic link of user %u leads to %s, of user "
+              "%u: links of another user are followed only to what is his; if "
+              "that is meant, name it itself", text,
+              (unsigned) owners->link_uid, owners->target ? : "a file",
+              (unsigned) owners->uid);
 }
 
 /* TEXT without its last component, absolute. */
@@ -441,8 +502,97 @@ given_dir (const char *text)
   return given;
 }
 
+/* Open the file to which the walk has come. */
+static int
+open_found (const struct nc_walk *walk, const char *given, int oflags,
+            struct nc_path *path)
+{
+  if (nc_walk_get_path (walk, given, path) == -1)
+    return -1;
+  if (oflags & O_PATH)
+    return fcntl (walk->level[walk->n - 1].fd, F_DUPFD_CLOEXEC, 0);
+  return openat (path->dir, path->name, oflags | O_NOFOLLOW | O_CLOEXEC);
+}
+
+/* Open what the operator names as one of the open files in /proc, which need
+ * not have another name: /dev/fd/3, if that has been deleted, or never had one.
+ * Returns -1 with errno as it was if FOUND is nothing of that kind. */
+static int
+open_open_file (const struct nc_path *found, int oflags)
+{
+  const int err = errno;
+  struct statfs fs;
+  struct stat st;
+
+  if (fstatfs (found->dir, &fs) == 0 && fs.f_type == PROC_SUPER_MAGIC &&
+      fstatat (found->dir, found->name, &st, AT_SYMLINK_NOFOLLOW) == 0 &&
+      S_ISLNK (st.st_mode))
+    return openat (found->dir, found->name, oflags | O_CLOEXEC);
+  errno = err;
+  return -1;
+}
+
+/* The directory of TEXT, and a copy of what comes behind it. */
+static int
+split (const char *text, char **dir, char **name)
+{
+  const char *slash = strrchr (text, '/');
+  const char *last = slash ? slash + 1 : text;
+
+  if (*last == '\0' || strcmp (last, ".") == 0 || strcmp (last, "..") == 0) {
+    errno = *text ? EISDIR : ENOENT;
+    return -1;
+  }
+  *name = strdup (last);
+  *dir = slash == NULL ? strdup (".") : slash == text ? strdup ("/")
+    : strndup (text, slash - text);
+  return *name && *dir ? 0 : -1;
+}
+
+/* nc_path_find, with the reason in WHY. */
+static int
+find (const char *text, struct nc_path *path, char *why, size_t len)
+{
+  NC_FREE char *dir = NULL;
+  struct nc_walk walk = { .n = 0 };
+  struct owners owners = { .n = 0 };
+
+  *path = (struct nc_path) NC_PATH_NONE;
+  if (split (text, &dir, &path->name) == 0 &&
+      walk_operators (&walk, &owners, dir) == 0) {
+    path->given = given_dir (text);
+    path->real = strdup (walk.text);
+    path->dir = path->given && path->real
+      ? fcntl (walk.level[walk.n - 1].fd, F_DUPFD_CLOEXEC, 0) : -1;
+  }
+  if (path->dir == -1) {
+    explain (text, &owners, why, len);
+    nc_path_close (path);
+  }
+  nc_walk_end (&walk);
+  free (owners.target);
+  return path->dir >= 0 ? 0 : -1;
+}
+
+/* The last resort where a path leads nowhere. */
+static int
+try_open_file (const char *text, int oflags)
+{
+  NC_PATH struct nc_path found = NC_PATH_NONE;
+  const int err = errno;
+  char why[NC_PATH_WHY];
+
+  if (find (text, &found, why, sizeof why) == 0) {
+    errno = err;
+    return open_open_file (&found, oflags);
+  }
+  errno = err;
+  return -1;
+}
+
 int
-nc_path_open (const char *text, int oflags, struct nc_path *path)
+nc_path_try (const char *text, int oflags, struct nc_path *path, char *why,
+             size_t len)
 {
   NC_FREE char *given = given_dir (text);
   struct nc_walk walk = { .n = 0 };
@@ -450,13 +600,50 @@ nc_path_open (const char *text, int oflags, struct nc_path *path)
   int fd = -1;
 
   *path = (struct nc_path) NC_PATH_NONE;
-  if (given && walk_operators (&walk, &owners, text) == 0 &&
-      nc_walk_get_path (&walk, given, path) == 0)
-    fd = oflags & O_PATH
-      ? fcntl (walk.level[walk.n - 1].fd, F_DUPFD_CLOEXEC, 0)
-      : openat (path->dir, path->name, oflags | O_NOFOLLOW | O_CLOEXEC);
+  if (given && walk_operators (&walk, &owners, text) == 0)
+    fd = open_found (&walk, given, oflags, path);
+  if (fd == -1 && errno == ENOENT)
+    fd = try_open_file (text, oflags);
   if (fd == -1) {
-    report (text, &owners);
+    explain (text, &owners, why, len);
+    nc_path_close (path);
+  }
+  nc_walk_end (&walk);
+  free (owners.target);
+  return fd;
+}
+
+int
+nc_path_open (const char *text, int oflags, struct nc_path *path)
+{
+  char why[NC_PATH_WHY];
+  const int fd = nc_path_try (text, oflags, path, why, sizeof why);
+
+  if (fd == -1)
+    nc_error ("%s", why);
+  return fd;
+}
+
+int
+nc_path_follow (const struct nc_path *found, int oflags, struct nc_path *path)
+{
+  struct nc_walk walk = { .n = 0 };
+  struct owners owners = { .n = 0 };
+  char why[NC_PATH_WHY];
+  int fd = -1;
+
+  *path = (struct nc_path) NC_PATH_NONE;
+  if (nc_walk_begin (&walk, &operator_rules, &owners, found->dir,
+                     found->real) == 0 &&
+      nc_walk_along (&walk, found->name) == 0)
+    fd = open_found (&walk, found->given, oflags, path);
+  if (fd == -1 && errno == ENOENT)
+    fd = open_open_file (found, oflags);
+  if (fd == -1) {
+    NC_FREE char *text = nc_path_text (found);
+
+    explain (text ? : found->name, &owners, why, sizeof why);
+    nc_error ("%s", why);
     nc_path_close (path);
   }
   nc_walk_end (&walk);
@@ -490,47 +677,15 @@ nc_path_open_dir (const char *text, struct nc_path *path)
   return -1;
 }
 
-/* The directory of TEXT, and a copy of what comes behind it. */
-static int
-split (const char *text, char **dir, char **name)
-{
-  const char *slash = strrchr (text, '/');
-  const char *last = slash ? slash + 1 : text;
-
-  if (*last == '\0' || strcmp (last, ".") == 0 || strcmp (last, "..") == 0) {
-    errno = *text ? EISDIR : ENOENT;
-    return -1;
-  }
-  *name = strdup (last);
-  *dir = slash == NULL ? strdup (".") : slash == text ? strdup ("/")
-    : strndup (text, slash - text);
-  return *name && *dir ? 0 : -1;
-}
-
 int
 nc_path_find (const char *text, struct nc_path *path)
 {
-  NC_FREE char *dir = NULL;
-  char *name = NULL;
-  struct nc_walk walk = { .n = 0 };
-  struct owners owners = { .n = 0 };
+  char why[NC_PATH_WHY];
+  const int r = find (text, path, why, sizeof why);
 
-  *path = (struct nc_path) NC_PATH_NONE;
-  if (split (text, &dir, &name) == 0 &&
-      walk_operators (&walk, &owners, dir) == 0) {
-    path->given = given_dir (text);
-    path->real = strdup (walk.text);
-    path->dir = path->given && path->real
-      ? fcntl (walk.level[walk.n - 1].fd, F_DUPFD_CLOEXEC, 0) : -1;
-  }
-  path->name = name;
-  if (path->dir == -1) {
-    report (text, &owners);
-    nc_path_close (path);
-  }
-  nc_walk_end (&walk);
-  free (owners.target);
-  return path->dir >= 0 ? 0 : -1;
+  if (r == -1)
+    nc_error ("%s", why);
+  return r;
 }
 
 /* What nobody but root can change. */

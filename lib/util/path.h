@@ -22,18 +22,37 @@
 /* A file, which need not exist: a directory that is held open, and a name in
  * it. */
 struct nc_path {
-  int dir;                      /* O_PATH; -1: none is held, all else NULL */
+  int dir;                      /* O_PATH; -1: not held */
   char *name;                   /* neither "", "." nor "..", without '/' */
   char *real;                   /* DIR when it was opened: absolute, without
                                    symbolic links, "." and ".." */
   char *given;                  /* DIR as it was named, absolute */
 };
-#define NC_PATH_NONE { .dir = -1 }
+#define NC_PATH_NONE { .dir = -1 }      /* no file: all else is NULL */
 
 /* Release it; also one that is NC_PATH_NONE, which it is afterwards. */
 extern void nc_path_close (struct nc_path *path)
   __attribute__ ((__nonnull__ (1)));
 #define NC_PATH __attribute__ ((__cleanup__ (nc_path_close)))
+
+/* Close its directory only: what is left is text. */
+extern void nc_path_let_go (struct nc_path *path)
+  __attribute__ ((__nonnull__ (1)));
+
+/* *to becomes another one of the same file.  Returns -1, reported. */
+extern int nc_path_copy (const struct nc_path *from, struct nc_path *to)
+  __attribute__ ((__nonnull__ (1, 2)));
+
+/* NAME with SUFFIX added, for a file that goes with it.  Where that would be
+ * longer than NAME_MAX, what does not fit of NAME is replaced by a hash of it.
+ * Allocated; NULL with errno ENOMEM, not reported. */
+extern char *nc_path_name_beside (const char *name, const char *suffix)
+  __attribute__ ((__nonnull__ (1, 2)));
+
+/* The file in the same directory that is so called.  Returns -1, reported. */
+extern int nc_path_beside (const struct nc_path *from, const char *suffix,
+                           struct nc_path *to)
+  __attribute__ ((__nonnull__ (1, 2, 3)));
 
 /* Its absolute text, allocated; NULL with errno ENOMEM, not reported. */
 extern char *nc_path_text (const struct nc_path *path)
@@ -42,7 +61,8 @@ extern char *nc_path_text (const struct nc_path *path)
 /* The file TEXT, named by the operator.  A symbolic link is followed if it
  * belongs to us or to root, or leads to what belongs to the link's owner: so
  * nobody but these makes us open what he could not open.  *path is where the
- * file is in the end.
+ * file is in the end; NC_PATH_NONE for an open file without a name that TEXT
+ * finds in /proc.
  *
  * nc_path_open opens it (OFLAGS as for open, and O_CLOEXEC; O_PATH is
  * allowed, O_CREAT is not) and returns the descriptor.
@@ -54,6 +74,18 @@ extern int nc_path_open (const char *text, int oflags, struct nc_path *path)
   __attribute__ ((__nonnull__ (1, 3)));
 extern int nc_path_find (const char *text, struct nc_path *path)
   __attribute__ ((__nonnull__ (1, 2)));
+
+/* nc_path_open for what nc_path_find has found. */
+extern int nc_path_follow (const struct nc_path *found, int oflags,
+                           struct nc_path *path)
+  __attribute__ ((__nonnull__ (1, 3)));
+
+/* nc_path_open, which reports nothing but writes into WHY, LEN bytes, what it
+ * would have said. */
+#define NC_PATH_WHY 4608
+extern int nc_path_try (const char *text, int oflags, struct nc_path *path,
+                        char *why, size_t len)
+  __attribute__ ((__nonnull__ (1, 3, 4)));
 
 /* The directory TEXT, named by the operator, likewise: DIR of *path is that
  * directory, and NAME is NULL.  errno tells why not (EPERM: as above), and
@@ -118,11 +150,11 @@ extern int nc_walk_along (struct nc_walk *walk, const char *path)
   __attribute__ ((__nonnull__ (1, 2)));
 
 /* *path becomes the file to which the walk has come (not if it is where the
- * walk began); GIVEN is the text by which its directory was named.
- * Returns -1 with errno: EISDIR if it is a directory, ENOMEM. */
+ * walk began); GIVEN is the text by which its directory was named, NULL: none
+ * but the real one.  Returns -1 with errno: EISDIR if it is a directory, ENOMEM. */
 extern int nc_walk_get_path (const struct nc_walk *walk, const char *given,
                              struct nc_path *path)
-  __attribute__ ((__nonnull__ (1, 2, 3)));
+  __attribute__ ((__nonnull__ (1, 3)));
 
 extern void nc_walk_end (struct nc_walk *walk)
   __attribute__ ((__nonnull__ (1)));

@@ -2,13 +2,18 @@
 /* Copyright (C) 2026 The nbdchain authors */
 
 /* Making a Unix socket, so that its name is there when a client can connect,
- * and not before.
+ * and not before; and connecting to one.
  *
  * A socket has no name before it is bound, and cannot listen before that.  So
  * it is bound under a name that nobody looks for.  A name that refuses to
  * connect is then always one that nobody serves any more, and can be removed.
  * Two servers that both saw this would remove each other's; therefore who
  * looks and replaces has locked the directory.
+ *
+ * The system calls for this take paths.  The one that is used, by way of
+ * /proc/self/fd, begins at the directory that is held open, or is that of the
+ * socket itself: no name in between can be exchanged.  For the same reason the
+ * mode is given to the socket before it has a name.
  */
 
 #include <config.h>
@@ -17,9 +22,8 @@
 
 #include <errno.h>
 #include <fcntl.h>
-#include <libgen.h>
 #include <poll.h>
-#include <stddef.h>
+#include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -34,39 +38,72 @@
 #define NAMES 4096              /* to try */
 #define LOCK_WAIT 100           /* times 10 milliseconds */
 
-static int
-set_address (const char *what, const char *path, struct sockaddr_un *addr)
+/* Connecting. */
+
+int
+nc_connect_unix (int sock, int fd)
 {
-  *addr = (struct sockaddr_un) { .sun_family = AF_UNIX };
-  if (path[0] == '\0' || strlen (path) >= sizeof addr->sun_path) {
-    nc_error ("%s: '%s' is not a path of 1 to %zu bytes: give another, such "
-              "as /run/NAME", what, path, sizeof addr->sun_path - 1);
-    errno = EINVAL;
-    return -1;
-  }
-  strcpy (addr->sun_path, path);
-  return 0;
+  struct sockaddr_un addr = { .sun_family = AF_UNIX };
+  int r;
+
+  snprintf (addr.sun_path, sizeof addr.sun_path, "/proc/self/fd/%d", fd);
+  do
+    r = connect (sock, (const struct sockaddr *) &addr, sizeof addr);
+  while (r == -1 && errno == EINTR);
+  return r;
 }
 
 static int
-new_socket (const char *what, int flags)
+find_operators (void *opaque, char *why, size_t len)
 {
-  const int fd = socket (AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | flags, 0);
+  NC_PATH struct nc_path path = NC_PATH_NONE;
 
-  if (fd == -1)
-    nc_error ("%s: %m", what);
-  return fd;
+  return nc_path_try (opaque, O_PATH, &path, why, len);
 }
 
-/* Lock the directory of PATH until what is returned is closed.  One that
- * cannot be locked (-1), or that somebody else keeps locked, is done
- * without: it matters only when two replace the same socket at once. */
-static int
-lock_directory (const char *path)
+int
+nc_socket_finder_init (struct nc_socket_finder *finder, const char *path)
 {
-  NC_FREE char *copy = strdup (path);
-  const int fd = copy ? open (dirname (copy),
-                              O_RDONLY | O_DIRECTORY | O_CLOEXEC) : -1;
+  *finder = (struct nc_socket_finder) {
+    .find = find_operators, .free = free, .opaque = strdup (path),
+  };
+  if (finder->opaque)
+    return 0;
+  nc_error ("%s: %m", path);
+  *finder = (struct nc_socket_finder) { 0 };
+  return -1;
+}
+
+void
+nc_socket_finder_free (struct nc_socket_finder *finder)
+{
+  if (finder->find)
+    finder->free (finder->opaque);
+  *finder = (struct nc_socket_finder) { 0 };
+}
+
+/* Listening. */
+
+static int
+check_length (const char *what, const char *path)
+{
+  const size_t max = sizeof ((struct sockaddr_un *) NULL)->sun_path - 1;
+
+  if (path[0] != '\0' && strlen (path) <= max)
+    return 0;
+  nc_error ("%s: '%s' is not a path of 1 to %zu bytes: give another, such "
+            "as /run/NAME", what, path, max);
+  errno = EINVAL;
+  return -1;
+}
+
+/* Lock DIR until what is returned is closed.  One that cannot be locked (-1),
+ * or that somebody else keeps locked, is done without: it matters only when
+ * two replace the same socket at once. */
+static int
+lock_directory (int dir)
+{
+  const int fd = openat (dir, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
 
   for (int i = 0; fd >= 0 && i < LOCK_WAIT; i++) {
     if (flock (fd, LOCK_EX | LOCK_NB) == 0 || errno != EWOULDBLOCK)
@@ -79,78 +116,80 @@ lock_directory (const char *path)
 /* Remove the socket of a server that died.  Returns -1 if what is there is
  * something else, reported. */
 static int
-remove_stale (const char *what, const struct sockaddr_un *addr)
+remove_stale (const char *what, const char *text, const struct nc_path *path)
 {
-  const char *path = addr->sun_path;
-  NC_CLOSE int fd = -1;
+  NC_CLOSE int fd = openat (path->dir, path->name,
+                            O_PATH | O_NOFOLLOW | O_CLOEXEC);
+  NC_CLOSE int client = -1;
   struct stat st;
 
-  if (lstat (path, &st) == -1)
+  if (fd == -1)
     return 0;                   /* bind tells what is wrong, if anything is */
-  if (!S_ISSOCK (st.st_mode)) {
+  if (fstat (fd, &st) == -1 || !S_ISSOCK (st.st_mode)) {
     nc_error ("%s: %s: exists, and is no socket: give another path", what,
-              path);
+              text);
     errno = EEXIST;
     return -1;
   }
-  fd = new_socket (what, SOCK_NONBLOCK);
-  if (fd == -1)
+  client = socket (AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+  if (client == -1) {
+    nc_error ("%s: %m", what);
     return -1;
+  }
   /* EAGAIN: more clients are waiting than may. */
-  if (connect (fd, (const struct sockaddr *) addr, sizeof *addr) == 0 ||
-      errno == EAGAIN) {
+  if (nc_connect_unix (client, fd) == 0 || errno == EAGAIN) {
     nc_error ("%s: %s: another server is using it: give another path", what,
-              path);
+              text);
     errno = EADDRINUSE;
     return -1;
   }
-  if (errno == ENOENT || (errno == ECONNREFUSED &&
-                          (unlink (path) == 0 || errno == ENOENT)))
+  if (errno == ECONNREFUSED && (unlinkat (path->dir, path->name, 0) == 0 ||
+                                errno == ENOENT))
     return 0;
   nc_error ("%s: %s: is there already and cannot be replaced: %m: give "
-            "another path", what, path);
+            "another path", what, text);
   return -1;
 }
 
-/* The Ith name beside PATH: it and four digits.  It is no longer than a path
- * may be: where there is less room, some of the name goes, or some digits. */
+/* The Ith name beside NAME: it and four digits.  Where there is no room for
+ * that in an address, some of the name goes. */
 static void
-set_beside (struct sockaddr_un *addr, const char *path, unsigned i)
+set_beside (struct sockaddr_un *addr, const struct nc_path *path, unsigned i)
 {
-  const char *slash = strrchr (path, '/');
-  const int dir = slash ? (int) (slash + 1 - path) : 0;
-  const int room = (int) sizeof addr->sun_path - 1 - dir;
-  char end[6];
-  const int n_end = room < 5 ? room : 5;
+  char end[8];
+  int room;
 
   snprintf (end, sizeof end, ".%04x", ((unsigned) getpid () + i) & 0xffff);
-  snprintf (addr->sun_path, sizeof addr->sun_path, "%.*s%.*s%s", dir, path,
-            room - n_end, path + dir, end + 5 - n_end);
+  room = (int) sizeof addr->sun_path - 1 - (int) strlen (end) -
+    snprintf (NULL, 0, "/proc/self/fd/%d/", path->dir);
+  snprintf (addr->sun_path, sizeof addr->sun_path, "/proc/self/fd/%d/%.*s%s",
+            path->dir, room, path->name, end);
 }
 
-/* A socket that has a name beside PATH, in *ADDR, and no other, and that
- * nobody else may use. */
-static int
-bind_beside (const char *what, const char *path, struct sockaddr_un *addr)
+/* The name in ADDR. */
+static const char *
+name_of (const struct sockaddr_un *addr)
 {
-  NC_CLOSE int fd = new_socket (what, 0);
+  return strrchr (addr->sun_path, '/') + 1;
+}
+
+/* A socket with MODE that has a name beside PATH, in *ADDR, and no other. */
+static int
+bind_beside (const struct nc_path *path, mode_t mode, struct sockaddr_un *addr)
+{
+  NC_CLOSE int fd = socket (AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
   int r = -1;
 
-  if (fd == -1)
+  if (fd == -1 || fchmod (fd, mode) == -1)
     return -1;
-  /* The mode of the file is that of the socket, from the beginning. */
-  if (fchmod (fd, 0600) == 0) {
-    errno = EADDRINUSE;
-    for (unsigned i = 0; r == -1 && errno == EADDRINUSE && i < NAMES; i++) {
-      set_beside (addr, path, i);
-      if (strcmp (addr->sun_path, path) != 0)
-        r = bind (fd, (const struct sockaddr *) addr, sizeof *addr);
-    }
+  errno = EADDRINUSE;
+  for (unsigned i = 0; r == -1 && errno == EADDRINUSE && i < NAMES; i++) {
+    set_beside (addr, path, i);
+    if (strcmp (name_of (addr), path->name) != 0)
+      r = bind (fd, (const struct sockaddr *) addr, sizeof *addr);
   }
-  if (r == -1) {
-    nc_error ("%s: %s: %m", what, path);
+  if (r == -1)
     return -1;
-  }
   r = fd;
   fd = -1;
   return r;
@@ -159,65 +198,74 @@ bind_beside (const char *what, const char *path, struct sockaddr_un *addr)
 /* Not over what has appeared meanwhile; not every file system can rename
  * like that. */
 static int
-rename_new (const char *from, const char *to)
+rename_new (int dir, const char *from, const char *to)
 {
-  if (renameat2 (AT_FDCWD, from, AT_FDCWD, to, RENAME_NOREPLACE) == 0)
+  if (renameat2 (dir, from, dir, to, RENAME_NOREPLACE) == 0)
     return 0;
-  if ((errno != EINVAL && errno != ENOSYS) || link (from, to) == -1)
+  if ((errno != EINVAL && errno != ENOSYS) ||
+      linkat (dir, from, dir, to, 0) == -1)
     return -1;
-  unlink (from);
+  unlinkat (dir, from, 0);
   return 0;
 }
 
-/* Make FD, which is bound to BESIDE, known as PATH. */
+/* Make FD, which is called BESIDE, known as NAME. */
 static int
-publish (int fd, int backlog, const char *beside, const char *path,
-         mode_t mode, struct stat *made)
+publish (int fd, int backlog, const char *beside, struct nc_socket_name *name)
 {
+  const struct nc_path *path = &name->path;
   struct stat st;
   int err;
 
-  if (lstat (beside, &st) == 0 && chmod (beside, mode) == 0 &&
-      listen (fd, backlog) == 0 && rename_new (beside, path) == 0) {
-    *made = st;
+  if (fstatat (path->dir, beside, &st, AT_SYMLINK_NOFOLLOW) == 0 &&
+      listen (fd, backlog) == 0 &&
+      rename_new (path->dir, beside, path->name) == 0) {
+    name->dev = st.st_dev;
+    name->ino = st.st_ino;
     return 0;
   }
   err = errno == EEXIST ? EADDRINUSE : errno;
-  unlink (beside);
+  unlinkat (path->dir, beside, 0);
   errno = err;
   return -1;
 }
 
-/* What both functions below begin with: a socket beside PATH, whose name is
+/* What both functions below begin with: a socket beside TEXT, whose name is
  * free, as long as *LOCK is open. */
 static int
-begin (const char *what, const char *path, struct sockaddr_un *beside,
-       int *lock)
+begin (const char *what, const char *text, mode_t mode,
+       struct nc_socket_name *name, struct sockaddr_un *beside, int *lock)
 {
-  struct sockaddr_un addr;
+  int fd;
 
-  if (set_address (what, path, &addr) == -1)
+  *name = (struct nc_socket_name) NC_SOCKET_NAME_NONE;
+  if (check_length (what, text) == -1 ||
+      nc_path_find (text, &name->path) == -1)
     return -1;
-  *lock = lock_directory (path);
-  if (remove_stale (what, &addr) == -1)
+  *lock = lock_directory (name->path.dir);
+  if (remove_stale (what, text, &name->path) == -1)
     return -1;
-  return bind_beside (what, path, beside);
+  fd = bind_beside (&name->path, mode, beside);
+  if (fd == -1)
+    nc_error ("%s: %s: %m", what, text);
+  return fd;
 }
 
 int
 nc_listen_unix (const char *what, const char *path, mode_t mode, int backlog,
-                struct stat *made)
+                struct nc_socket_name *name)
 {
   struct sockaddr_un beside = { .sun_family = AF_UNIX };
   NC_CLOSE int lock = -1;
-  const int fd = begin (what, path, &beside, &lock);
+  const int fd = begin (what, path, mode, name, &beside, &lock);
 
-  if (fd == -1)
-    return -1;
-  if (publish (fd, backlog, beside.sun_path, path, mode, made) == 0)
-    return fd;
-  nc_error ("%s: %s: %m", what, path);
-  close (fd);
+  if (fd >= 0) {
+    if (publish (fd, backlog, name_of (&beside), name) == 0)
+      return fd;
+    nc_error ("%s: %s: %m", what, path);
+    close (fd);
+  }
+  nc_path_close (&name->path);
   return -1;
 }
 
@@ -225,11 +273,26 @@ int
 nc_listen_check (const char *what, const char *path)
 {
   struct sockaddr_un beside = { .sun_family = AF_UNIX };
+  struct nc_socket_name name;
   NC_CLOSE int lock = -1;
-  NC_CLOSE int fd = begin (what, path, &beside, &lock);
+  NC_CLOSE int fd = begin (what, path, 0600, &name, &beside, &lock);
 
-  if (fd == -1)
-    return -1;
-  unlink (beside.sun_path);
-  return 0;
+  if (fd >= 0)
+    unlinkat (name.path.dir, name_of (&beside), 0);
+  nc_path_close (&name.path);
+  return fd == -1 ? -1 : 0;
+}
+
+void
+nc_socket_name_remove (struct nc_socket_name *name)
+{
+  const struct nc_path *path = &name->path;
+  struct stat st;
+
+  if (name->ino != 0 &&
+      fstatat (path->dir, path->name, &st, AT_SYMLINK_NOFOLLOW) == 0 &&
+      st.st_dev == name->dev && st.st_ino == name->ino)
+    unlinkat (path->dir, path->name, 0);
+  nc_path_close (&name->path);
+  name->ino = 0;
 }

@@ -290,6 +290,8 @@ static _Atomic (bool) was_early;        /* there, and nobody listened */
 static _Atomic (bool) was_open; /* it had another mode than 0600 */
 static int rename_errno;        /* what renameat2 fails with; 0: it works */
 static int unlink_errno;        /* the same for unlink */
+static bool exchanges;          /* the next bind: test_exchanged */
+static char found[300], moved[310], elsewhere[310];
 static struct nc_control *rival;
 static pthread_t rival_thread;
 static _Atomic (bool) rival_comes, rival_waits, rival_ended;
@@ -308,9 +310,15 @@ look (const char *name, bool listening)
 int
 bind (int fd, const struct sockaddr *addr, socklen_t len)
 {
-  const int r = syscall (SYS_bind, fd, addr, len);
   const struct sockaddr_un *un = (const struct sockaddr_un *) addr;
+  int r;
 
+  if (exchanges) {
+    exchanges = false;
+    must (rename (found, moved) == 0 && symlink (elsewhere, found) == 0,
+          "exchange");
+  }
+  r = syscall (SYS_bind, fd, addr, len);
   if (r == 0 && addr->sa_family == AF_UNIX) {
     look (un->sun_path, true);
     look (path, false);
@@ -402,8 +410,7 @@ test_name (void)
       "and that it could not");
 }
 
-/* A path that is as long as can be, with one character for the name: the
- * other name is no longer, and another one. */
+/* A path that is as long as can be, with one character for the name. */
 static void
 test_long (void)
 {
@@ -436,6 +443,35 @@ test_long (void)
   strcpy (path, before);
 }
 
+/* Somebody who may rename the directory of a socket does so just before it is
+ * bound, and puts a link to another one in its place. */
+static void
+test_exchanged (void)
+{
+  struct nc_socket_name name;
+  char sock[320];
+  struct stat st;
+  int fd;
+
+  strcpy (found, path);
+  strcpy (strrchr (found, '/'), "/d");
+  snprintf (moved, sizeof moved, "%s.moved", found);
+  snprintf (elsewhere, sizeof elsewhere, "%s.other", found);
+  must (mkdir (found, 0700) == 0 && mkdir (elsewhere, 0700) == 0, "mkdir");
+  snprintf (sock, sizeof sock, "%s/sock", found);
+  exchanges = true;
+  fd = nc_listen_unix ("socket", sock, 0640, 1, &name);
+  snprintf (sock, sizeof sock, "%s/sock", moved);
+  ok (fd >= 0 && !exchanges && lstat (sock, &st) == 0 &&
+      S_ISSOCK (st.st_mode) && (st.st_mode & 0777) == 0640,
+      "a socket is made in the directory that was found");
+  close (fd);
+  nc_socket_name_remove (&name);
+  ok (rmdir (moved) == 0 && rmdir (elsewhere) == 0,
+      "and removed there, and nothing else was made");
+  must (unlink (found) == 0, "unlink");
+}
+
 /* A rival that starts when a server has seen that its predecessor has died,
  * and is about to replace it. */
 
@@ -460,9 +496,9 @@ flock (int fd, int operation)
 }
 
 int
-unlink (const char *name)
+unlinkat (int dir, const char *name, int flags)
 {
-  if (rival_comes && strcmp (name, path) == 0) {
+  if (rival_comes && strcmp (name, strrchr (path, '/') + 1) == 0) {
     rival_comes = false;
     must (pthread_create (&rival_thread, NULL, rival_main, &rival) == 0,
           "thread");
@@ -473,7 +509,7 @@ unlink (const char *name)
     errno = unlink_errno;
     return -1;
   }
-  return syscall (SYS_unlinkat, AT_FDCWD, name, 0);
+  return syscall (SYS_unlinkat, dir, name, flags);
 }
 
 /* What a server leaves behind when it dies. */
@@ -884,6 +920,7 @@ main (void)
   test_paths ();
   test_name ();
   test_long ();
+  test_exchanged ();
   test_left ();
   test_rival ();
   test_socket ();

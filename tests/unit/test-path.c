@@ -14,6 +14,7 @@
 
 #include "folder.h"
 #include "tap.h"
+#include "util/atomic-file.h"
 
 #define OTHER 54321             /* a user who is not us */
 
@@ -150,12 +151,17 @@ static void
 test_text (void)
 {
   NC_PATH struct nc_path path = NC_PATH_NONE;
+  NC_PATH struct nc_path beside = NC_PATH_NONE;
   NC_CLOSE int fd = nc_path_open (at ("a/dir/file"), O_PATH, &path);
   NC_FREE char *text = fd >= 0 ? nc_path_text (&path) : NULL;
 
   ok (text && is_text (text, at ("a/b/file")), "its text has no links");
   ok (fd >= 0 && is_text (path.given, at ("a/dir")),
       "the directory is also known as it was given");
+  ok (nc_path_beside (&path, ".jobs", &beside) == 0 &&
+      is_text (beside.name, "file.jobs") &&
+      is_text (beside.real, path.real) && beside.dir != path.dir,
+      "a file beside it");
   nc_path_close (&path);
   ok (path.dir == -1 && path.name == NULL && path.real == NULL,
       "nothing is left when it is closed");
@@ -207,6 +213,54 @@ test_find (void)
   nc_path_close (&path);
   ok (nc_path_open_dir (at ("a/file"), &path) == -1 && errno == ENOTDIR &&
       path.given == NULL, "a file is no directory");
+}
+
+/* What is made is made in the directory that was found, whatever has its name
+ * by now. */
+static void
+test_made (void)
+{
+  NC_PATH struct nc_path path = NC_PATH_NONE;
+  struct nc_new_file nf;
+  struct stat st;
+  int fd;
+
+  make_dir ("found");
+  make_dir ("elsewhere");
+  must (nc_path_find (at ("found/new"), &path) == 0 &&
+        rename (at ("found"), at ("moved")) == 0, "rename");
+  make_link ("elsewhere", "found");
+  ok (nc_replace_file (&path, "text", 0640, -1) == 0 &&
+      lstat (at ("moved/new"), &st) == 0 && st.st_size == 4 &&
+      (st.st_mode & 0777) == 0640, "a file is made where it was to be");
+  make_file ("like");
+  must (chmod (at ("like"), 0604) == 0, "chmod");
+  fd = open (at ("like"), O_RDONLY | O_CLOEXEC);
+  ok (nc_replace_file (&path, "longer", 0600, fd) == 0 &&
+      lstat (at ("moved/new"), &st) == 0 && st.st_size == 6 &&
+      (st.st_mode & 0777) == 0604, "and replaced, with another's mode");
+  close (fd);
+
+  fd = nc_new_file_create (&nf, &path, 0600);
+  ok (fd >= 0 && nc_new_file_publish (&nf, false) == -1 && errno == EEXIST,
+      "what is there is not replaced unless it may be");
+  nc_new_file_close (&nf);
+  close (fd);
+  must (unlink (at ("moved/new")) == 0, "unlink");
+  fd = nc_new_file_create (&nf, &path, 0600);
+  ok (fd >= 0 && nc_new_file_publish (&nf, false) == 0 &&
+      lstat (at ("moved/new"), &st) == 0, "where nothing is there it appears");
+  must (rename (at ("moved/new"), at ("moved/old")) == 0, "rename");
+  must (link (at ("like"), at ("moved/new")) == 0, "link");
+  nc_new_file_withdraw (&nf);
+  ok (lstat (at ("moved/new"), &st) == 0,
+      "it is not taken back if something else has its name");
+  nc_new_file_close (&nf);
+  close (fd);
+  must (unlink (at ("moved/new")) == 0 && unlink (at ("moved/old")) == 0,
+        "unlink");
+  ok (rmdir (at ("elsewhere")) == 0 && rmdir (at ("moved")) == 0,
+      "nothing else was made, and nothing is left");
 }
 
 /* What another user makes us open by a link. */
@@ -370,6 +424,7 @@ main (void)
   test_open ();
   test_text ();
   test_find ();
+  test_made ();
   test_owners ();
   test_race ();
   test_trust ();

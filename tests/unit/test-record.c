@@ -18,6 +18,7 @@
 
 static char dir[] = "/tmp/nbdchain-record.XXXXXX";
 static char path[64];
+static struct nc_path file = NC_PATH_NONE;      /* the same */
 static char why[NC_JOB_TEXT];
 static struct nc_jobs *jobs;
 
@@ -46,7 +47,7 @@ is_there (void)
 static size_t
 n_recorded (void)
 {
-  json_t *list = nc_record_read (path, UUID);
+  json_t *list = nc_record_read (&file, UUID);
   const size_t n = json_array_size (list);
 
   json_decref (list);
@@ -57,7 +58,7 @@ n_recorded (void)
 static json_t *
 recorded (const char *id)
 {
-  json_t *list = nc_record_read (path, UUID), *json, *found = NULL;
+  json_t *list = nc_record_read (&file, UUID), *json, *found = NULL;
   size_t i;
 
   json_array_foreach (list, i, json)
@@ -200,7 +201,7 @@ is_taken (const char *text, size_t len)
   must (fd >= 0 && write (fd, text, len) == (ssize_t) len && close (fd) == 0,
         "write");
   tap_clear ();
-  if (nc_record_check (path) == 0)
+  if (nc_record_check (&file) == 0)
     return tap_errors == 0;
   must (errno == EEXIST && tap_errors == 1 && error_says (path) &&
         error_says ("is no record of jobs"), "the message");
@@ -249,14 +250,14 @@ test_foreign_files (void)
   put ("hello\n");
   jobs = nc_jobs_new ();
   tap_clear ();
-  ok (nc_record_read (path, UUID) == NULL &&
-      nc_jobs_resume (jobs, path, UUID, "disk", &no_kind, NULL) == -1 &&
+  ok (nc_record_read (&file, UUID) == NULL &&
+      nc_jobs_resume (jobs, &file, UUID, "disk", &no_kind, NULL) == -1 &&
       tap_errors == 2 && error_says ("is no record of jobs"),
       "with that no jobs are gone on with");
   nc_jobs_free (jobs);
   tap_clear ();
-  ok (nc_record_write (path, UUID, list) == -1 &&
-      nc_record_write (path, UUID, none) == -1 && tap_errors == 2 &&
+  ok (nc_record_write (&file, UUID, list) == -1 &&
+      nc_record_write (&file, UUID, none) == -1 && tap_errors == 2 &&
       error_says ("does not begin as one") && has_text (path, "hello\n"),
       "and it is neither replaced nor removed");
   must (unlink (path) == 0, "unlink");
@@ -278,12 +279,24 @@ test_neighbours (void)
 
     must (f && fputs ("mine", f) >= 0 && fclose (f) == 0, "put");
   }
-  ok (nc_record_write (path, UUID, list) == 0 && is_there () &&
+  ok (nc_record_write (&file, UUID, list) == 0 && is_there () &&
       has_text (old, "mine") && has_text (other, "mine"),
       "files beside it stay as they are");
   must (unlink (old) == 0 && unlink (other) == 0 && unlink (path) == 0,
         "unlink");
   json_decref (list);
+}
+
+/* A file in a directory that is then removed. */
+static void
+find_in_removed (struct nc_path *nowhere)
+{
+  char gone[80], in_it[90];
+
+  snprintf (gone, sizeof gone, "%s/none", dir);
+  snprintf (in_it, sizeof in_it, "%s/x.jobs", gone);
+  must (mkdir (gone, 0700) == 0 && nc_path_find (in_it, nowhere) == 0 &&
+        rmdir (gone) == 0, "directory");
 }
 
 static void
@@ -296,11 +309,12 @@ test_write (void)
   };
   json_t *list = json_array ();
   struct nc_record_entry back = { 0 };
+  struct nc_path nowhere;
   struct stat st;
   json_t *json;
 
   json_array_append_new (list, nc_record_encode (&entry));
-  must (nc_record_write (path, UUID, list) == 0, "write");
+  must (nc_record_write (&file, UUID, list) == 0, "write");
   json = recorded ("a");
   ok (json && nc_record_decode (json, &back) == 0 &&
       strcmp (back.type, "t") == 0 && json_equal (back.arguments, args) &&
@@ -311,13 +325,15 @@ test_write (void)
   ok (stat (path, &st) == 0 && (st.st_mode & 0777) == 0600,
       "the file is its owner's");
   json_array_clear (list);
-  ok (nc_record_write (path, UUID, list) == 0 && !is_there () &&
-      nc_record_write (path, UUID, list) == 0, "nothing is no file");
+  ok (nc_record_write (&file, UUID, list) == 0 && !is_there () &&
+      nc_record_write (&file, UUID, list) == 0, "nothing is no file");
   tap_clear ();
   json_array_append_new (list, nc_record_encode (&entry));
-  ok (nc_record_write ("/nowhere/x.jobs", UUID, list) == -1 &&
-      tap_errors == 1 && error_says ("/nowhere/x.jobs"),
-      "a directory that is not there is an error");
+  find_in_removed (&nowhere);
+  ok (nc_record_write (&nowhere, UUID, list) == -1 &&
+      tap_errors == 1 && error_says ("none/x.jobs"),
+      "a directory that is not there any more is an error");
+  nc_path_close (&nowhere);
   json_decref (list);
   json_decref (args);
 }
@@ -382,7 +398,7 @@ boot (void)
   finish = fail = false;
   starts = 0;
   jobs = nc_jobs_new ();
-  must (jobs && nc_jobs_resume (jobs, path, UUID, "disk", kinds,
+  must (jobs && nc_jobs_resume (jobs, &file, UUID, "disk", kinds,
                                 &starts) == 0, "resume");
 }
 
@@ -546,13 +562,13 @@ test_dormant (void)
 static void
 test_unwritable (void)
 {
-  char nowhere[80];
+  NC_PATH struct nc_path nowhere = NC_PATH_NONE;
 
-  snprintf (nowhere, sizeof nowhere, "%s/none/x.jobs", dir);
+  find_in_removed (&nowhere);
   finish = fail = false;
   jobs = nc_jobs_new ();
   tap_clear ();
-  must (jobs && nc_jobs_resume (jobs, nowhere, UUID, "disk", kinds,
+  must (jobs && nc_jobs_resume (jobs, &nowhere, UUID, "disk", kinds,
                                 &starts) == 0 && tap_errors == 0, "resume");
   ok (create ("a", &type, (struct nc_job_options) { 0 }) == 0 &&
       tap_errors == 1 && error_says ("could not be recorded"),
@@ -590,7 +606,7 @@ read_on (void *arg)
 {
   (void) arg;
   while (!storm_over) {
-    json_t *list = nc_record_read (path, UUID);
+    json_t *list = nc_record_read (&file, UUID);
 
     unreadable += list == NULL;
     json_decref (list);
@@ -656,6 +672,7 @@ main (void)
 
   must (mkdtemp (dir) != NULL, "mkdtemp");
   snprintf (path, sizeof path, "%s/image.jobs", dir);
+  must (nc_path_find (path, &file) == 0, path);
   test_killed ();               /* forks: before there are threads */
   test_parse ();
   test_hostile_files ();
@@ -667,5 +684,6 @@ main (void)
   test_unwritable ();
   test_storm (seed);
   must (rmdir (dir) == 0, "rmdir: something is left");
+  nc_path_close (&file);
   return tap_done ();
 }

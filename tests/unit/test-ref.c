@@ -21,7 +21,10 @@
 #include <sys/un.h>
 #include <unistd.h>
 
+#include "util/path.h"
 #include "util/report.h"
+#include "util/scope.h"
+#include "util/unix-socket.h"
 
 static unsigned n_tests, n_failed;
 static char message[8192];      /* the last error */
@@ -47,6 +50,21 @@ sink (enum nc_report_level level, const char *fmt, va_list args)
     return;
   vsnprintf (message, sizeof message, fmt, args);
   n_messages++;
+}
+
+/* The file NAME as it is known to who has opened it. */
+static struct nc_path
+path_of (const char *name)
+{
+  struct nc_path path;
+  int fd = nc_path_open (name, O_PATH, &path);
+
+  if (fd == -1) {
+    perror (name);
+    exit (1);
+  }
+  close (fd);
+  return path;
 }
 
 static void
@@ -189,10 +207,13 @@ static void
 uri_gives (const char *uri, const struct nc_allow *allow, int expected,
            const char *sentence)
 {
+  NC_PATH struct nc_path image = path_of (at ("img/top.fvd"));
+  struct nc_socket_finder finder;
   int r;
 
   clear ();
-  r = nc_ref_check_uri (uri, at ("img/top.fvd"), allow);
+  r = nc_ref_check_uri (uri, &image, allow, &finder);
+  nc_socket_finder_free (&finder);
   if (expected == 0)
     ok (r == 0 && n_messages == 0, sentence);
   else
@@ -340,6 +361,8 @@ test_unix_uris (void)
   unix_gives ("x", at ("out/sock"), linked, 0,
               "allowed through a linked directory");
   unix_gives ("vm", at ("out/./sock"), vm, 0, "the same in other words");
+  unix_gives ("x", at ("img/sock;&"), NULL, 0, "what follows a ';' is not");
+  unix_gives ("x", at ("img/sock;sock"), NULL, EPERM, "part of a path");
   unix_gives ("vm&tls-certificates=/etc", at ("out/sock"), vm, EPERM,
               "a parameter in the path is part of the export");
   snprintf (uri, sizeof uri, "nbd+unix:///vm?socket=%s&tls-username=x",
@@ -364,6 +387,84 @@ test_unix_uris (void)
   nc_allow_free (linked);
 }
 
+/* Whether FINDER finds the socket NAME; else WHY is what it says. */
+static bool
+finds (const struct nc_socket_finder *finder, const char *name,
+       char why[1024])
+{
+  NC_CLOSE int fd = finder->find (finder->opaque, why, 1024);
+  struct stat st, st2;
+
+  return fd >= 0 && fstat (fd, &st) == 0 && lstat (at (name), &st2) == 0 &&
+    st.st_dev == st2.st_dev && st.st_ino == st2.st_ino;
+}
+
+static void
+find_in (const char *dir, const struct nc_allow *allow, const char *what)
+{
+  NC_PATH struct nc_path image = path_of (at ("img/top.fvd"));
+  struct nc_socket_finder finder;
+  char uri[4096], sock[64], moved[64], other[4096], why[1024] = "";
+
+  snprintf (sock, sizeof sock, "%s/s", dir);
+  snprintf (moved, sizeof moved, "%s/moved", dir);
+  snprintf (uri, sizeof uri, "nbd+unix:///?socket=%s", at (sock));
+  must (nc_ref_check_uri (uri, &image, allow, &finder), message);
+  nc_path_close (&image);
+  ok (!finds (&finder, sock, why) && strstr (why, "No such file"), what);
+  make_socket (sock);
+  ok (finds (&finder, sock, why), "it is found once it is there");
+  must (rename (at (sock), at (moved)), "rename");
+  snprintf (other, sizeof other, "%s", at ("out/sock"));
+  must (symlink (other, at (sock)), "symlink");
+  ok (!finds (&finder, sock, why) && strstr (why, "leads outside"),
+      "a link outside that has taken its place is not followed");
+  must (rename (at (moved), at (sock)), "rename");
+  ok (finds (&finder, sock, why), "it is found again");
+  must (unlink (at (sock)), "unlink");
+  nc_socket_finder_free (&finder);
+}
+
+/* A server that restarts makes its socket again. */
+static void
+test_finders (void)
+{
+  struct nc_allow *dir = allowing (at ("pool"), NULL);
+  NC_PATH struct nc_path image = path_of (at ("img/top.fvd"));
+  struct nc_socket_finder finder;
+  char uri[4096], why[1024];
+  struct nc_allow *run;
+
+  find_in ("img", NULL, "a socket beside the image is not there");
+  find_in ("pool", dir, "nor is one in an allowed directory");
+  nc_allow_free (dir);
+
+  make_dir ("run");
+  make_dir ("run/server");
+  make_socket ("run/server/s");
+  run = allowing (at ("run/server"), NULL);
+  snprintf (uri, sizeof uri, "nbd+unix:///?socket=%s", at ("run/server/s"));
+  must (nc_ref_check_uri (uri, &image, run, &finder), message);
+  nc_allow_free (run);
+  ok (finds (&finder, "run/server/s", why),
+      "it is found when the allowed directories are not needed any more");
+  must (unlink (at ("run/server/s")), "unlink");
+  must (rmdir (at ("run/server")), "rmdir");
+  ok (!finds (&finder, "run/server/s", why), "with its directory it is gone");
+  make_dir ("run/server");
+  make_socket ("run/server/s");
+  ok (finds (&finder, "run/server/s", why),
+      "it is found in an allowed directory that was made again");
+  nc_socket_finder_free (&finder);
+
+  snprintf (uri, sizeof uri, "nbd+unix:///vm?socket=%s", at ("out/sock"));
+  run = allowing (uri, NULL);
+  must (nc_ref_check_uri (uri, &image, run, &finder), message);
+  nc_allow_free (run);
+  ok (finds (&finder, "out/sock", why), "one that was allowed by its URI");
+  nc_socket_finder_free (&finder);
+}
+
 /* ------------------------------------------------------------------ */
 
 /* That REF in img/top.fvd opens the file CONTENT, or fails with -CONTENT.
@@ -373,7 +474,8 @@ file_gives_from (const char *image, const char *ref,
                  const struct nc_allow *allow, const char *content,
                  int expected, const char *sentence)
 {
-  char *path = NULL;
+  NC_PATH struct nc_path from = path_of (at (image));
+  NC_PATH struct nc_path path = NC_PATH_NONE;
   char text[256];
   struct stat st, st2;
   ssize_t n;
@@ -381,13 +483,12 @@ file_gives_from (const char *image, const char *ref,
   int fd;
 
   clear ();
-  fd = nc_ref_open_file (ref, at (image), allow, O_RDONLY, &path);
+  fd = nc_ref_open_file (ref, &from, allow, O_RDONLY, &path);
   if (expected != 0) {
-    ok (fd == -1 && errno == expected && n_messages == 1 && path == NULL,
+    ok (fd == -1 && errno == expected && n_messages == 1 && path.dir == -1,
         sentence);
     if (fd >= 0)
       close (fd);
-    free (path);
     return;
   }
   if (fd == -1) {
@@ -397,13 +498,13 @@ file_gives_from (const char *image, const char *ref,
   n = read (fd, text, sizeof text - 1);
   text[n < 0 ? 0 : n] = '\0';
   good = strcmp (text, content) == 0 && n_messages == 0 &&
-    path && stat (path, &st) == 0 && fstat (fd, &st2) == 0 &&
+    fstatat (path.dir, path.name, &st, AT_SYMLINK_NOFOLLOW) == 0 &&
+    fstat (fd, &st2) == 0 &&
     st.st_dev == st2.st_dev && st.st_ino == st2.st_ino &&
     !(fcntl (fd, F_GETFL) & O_NONBLOCK) &&
     (fcntl (fd, F_GETFD) & FD_CLOEXEC);
   ok (good, sentence);
   close (fd);
-  free (path);
 }
 
 static void
@@ -542,13 +643,41 @@ test_images (void)
                    "an image below does not reach up");
 }
 
+/* The owner of the directories above an image puts another directory in the
+ * place of the image's. */
+static void
+test_exchanged (void)
+{
+  NC_PATH struct nc_path image = NC_PATH_NONE;
+  NC_PATH struct nc_path path = NC_PATH_NONE;
+  NC_CLOSE int fd = -1;
+  char text[64] = "";
+
+  make_dir ("his");
+  make_dir ("his/img");
+  make_file ("his/img/top.fvd");
+  make_file ("his/img/secret");
+  image = path_of (at ("his/img/top.fvd"));
+  must (rename (at ("his/img"), at ("his/moved")), "rename");
+  make_link ("../out", "his/img");
+  clear ();
+  fd = nc_ref_open_file ("secret", &image, NULL, O_RDONLY, &path);
+  ok (fd >= 0 && read (fd, text, sizeof text) > 0 &&
+      strncmp (text, "his/img/secret", strlen ("his/img/secret")) == 0,
+      "the directory that counts is that which the image was opened in");
+  ok (nc_ref_open_file (at ("his/img/secret"), &image, NULL, O_RDONLY,
+                        &path) == -1 && errno == EPERM,
+      "and not one that has its name by now");
+}
+
 static void
 test_types (void)
 {
   struct nc_allow *pool = allowing (at ("pool"), NULL);
   struct nc_allow *sub = allowing (at ("pool/sub"), NULL);
   struct nc_allow *dev = allowing ("/dev", NULL);
-  char *path = NULL;
+  NC_PATH struct nc_path image = path_of (at ("img/top.fvd"));
+  struct nc_path path;
   int fd;
 
   file_gives ("fifo", NULL, NULL, EPERM, "no FIFO, and no waiting for one");
@@ -578,27 +707,41 @@ test_types (void)
     file_gives (at ("pool/sub/blk"), pool, NULL, EPERM,
                 "nor below an allowed directory");
     clear ();
-    fd = nc_ref_open_file (at ("pool/sub/blk"), at ("img/top.fvd"), sub,
-                           O_RDONLY, &path);
+    fd = nc_ref_open_file (at ("pool/sub/blk"), &image, sub, O_RDONLY, &path);
     ok (fd >= 0 || (errno != EPERM && errno != 0 && n_messages == 1),
         "a block device right in an allowed directory is opened");
     if (fd >= 0)
       close (fd);
-    free (path);
+    nc_path_close (&path);
   }
 
   clear ();
-  path = NULL;
-  fd = nc_ref_open_file ("base", at ("img/top.fvd"), NULL, O_RDWR, &path);
+  fd = nc_ref_open_file ("base", &image, NULL, O_RDWR, &path);
   ok (fd >= 0 && (fcntl (fd, F_GETFL) & O_ACCMODE) == O_RDWR,
       "opened with the flags asked for");
   if (fd >= 0)
     close (fd);
-  free (path);
+  nc_path_close (&path);
 
   nc_allow_free (pool);
   nc_allow_free (sub);
   nc_allow_free (dev);
+}
+
+/* What is recorded of PATH in the image, which may be a new one. */
+static char *
+stored (const char *path, const char *image)
+{
+  NC_PATH struct nc_path named = NC_PATH_NONE;
+  NC_PATH struct nc_path new = NC_PATH_NONE;
+  NC_PATH struct nc_path there = NC_PATH_NONE;
+  NC_CLOSE int fd = -1;
+
+  if (nc_path_find (path, &named) == -1 || nc_path_find (image, &new) == -1)
+    return NULL;
+  if (access (image, F_OK) == 0)
+    fd = nc_path_follow (&new, O_PATH, &there);
+  return nc_ref_for_image (&named, fd >= 0 ? &there : &new);
 }
 
 static void
@@ -615,7 +758,7 @@ test_odd_names (void)
   for (i = 0; i < sizeof names / sizeof names[0]; ++i) {
     snprintf (name, sizeof name, "img/%s", names[i]);
     make_file (name);
-    ref = nc_ref_for_image (at (name), at ("img/new.fvd"));
+    ref = stored (at (name), at ("img/new.fvd"));
     snprintf (sentence, sizeof sentence,
               "odd file name number %zu is stored and opened", i);
     if (ref)
@@ -639,7 +782,7 @@ stored_as (const char *path, const char *image, const char *expected,
   char *ref;
 
   clear ();
-  ref = nc_ref_for_image (path, at (image));
+  ref = stored (path, at (image));
   ok (ref && strcmp (ref, expected) == 0 && n_messages == 0, sentence);
   if (ref && strcmp (ref, expected) != 0)
     printf ("# %s instead of %s\n", ref, expected);
@@ -671,26 +814,26 @@ test_stored (void)
   stored_as ("[x", "img/new.fvd", "./[x", "nor as a command");
   stored_as ("/x", "img/new.fvd", "/x", "in the root directory");
   clear ();
-  ref = nc_ref_for_image ("none/base", at ("img/new.fvd"));
+  ref = stored ("none/base", at ("img/new.fvd"));
   ok (ref == NULL && errno == ENOENT && n_messages == 1,
       "a missing directory is an error");
   free (ref);
   clear ();
-  ref = nc_ref_for_image ("base", at ("none/new.fvd"));
+  ref = stored ("base", at ("none/new.fvd"));
   ok (ref == NULL && errno == ENOENT && n_messages == 1,
       "also that of the image");
   free (ref);
 
   /* An image named relative to the current directory. */
   {
-    char *path = NULL;
+    NC_PATH struct nc_path image = path_of ("top.fvd");
+    NC_PATH struct nc_path path = NC_PATH_NONE;
     int fd;
 
     clear ();
-    fd = nc_ref_open_file ("base", "top.fvd", NULL, O_RDONLY, &path);
+    fd = nc_ref_open_file ("base", &image, NULL, O_RDONLY, &path);
     ok (fd >= 0, "an image named without directory");
     close (fd);
-    free (path);
   }
   must (chdir (cwd), "chdir");
 }
@@ -752,21 +895,23 @@ static void
 test_race (void)
 {
   pthread_t thread;
-  char image[256], text[64];
+  struct nc_path image;
+  char text[64];
   unsigned i, inside = 0, outside = 0;
 
   make_dir ("race");
   make_dir ("race/dir");
   make_file ("race/dir/secret");
+  make_file ("race/top.fvd");
   make_link (at ("out"), "race/link");
-  snprintf (image, sizeof image, "%s", at ("race/top.fvd"));
+  image = path_of (at ("race/top.fvd"));
   nc_report_to (quiet);
   if (pthread_create (&thread, NULL, swap, NULL) != 0)
     exit (1);
   for (i = 0; i < 5000; ++i) {
-    char *path = NULL;
+    NC_PATH struct nc_path path = NC_PATH_NONE;
     ssize_t n;
-    int fd = nc_ref_open_file ("dir/secret", image, NULL, O_RDONLY, &path);
+    int fd = nc_ref_open_file ("dir/secret", &image, NULL, O_RDONLY, &path);
 
     if (fd >= 0) {
       n = read (fd, text, sizeof text - 1);
@@ -777,8 +922,8 @@ test_race (void)
         outside++;
       close (fd);
     }
-    free (path);
   }
+  nc_path_close (&image);
   stop_swapping = true;
   pthread_join (thread, NULL);
   nc_report_to (sink);
@@ -851,11 +996,13 @@ main (void)
   test_uri_exports ();
   test_uri_addresses ();
   test_unix_uris ();
+  test_finders ();
   test_files ();
   test_links ();
   test_missing ();
   test_allowed ();
   test_images ();
+  test_exchanged ();
   test_types ();
   test_odd_names ();
   test_stored ();
