@@ -805,6 +805,186 @@ is_served ()
   fi
 }
 
+# --- another user's directory -----------------------------------------------
+
+# his_directory: "his" belongs to another user; "ours" only we may enter.  Both
+# are where he can come to.
+his_directory ()
+{
+  [ "$(id -u)" -eq 0 ] || skip "needs root, to be served by"
+  his=54321
+  scratch=$(mktemp -d /tmp/nbdchain-his.XXXXXX)
+  scratch_dirs+=("$scratch")
+  chmod 755 "$scratch"
+  cd "$scratch"
+  cp "$want" .
+  mkdir his ours
+  chmod 700 ours
+}
+
+# be_him COMMAND...
+be_him ()
+{
+  setpriv --reuid "$his" --regid "$his" --clear-groups "$@"
+}
+
+# refuses_link IMAGE: nothing opens it, as a link of another user is not his.
+refuses_link ()
+{
+  local how
+  for how in map check info plugin serve; do
+    run open_by "$how" "$1"
+    if [ "$status" -eq 0 ] || [[ $output != *"link of user $his leads to"* ]]
+    then
+      echo "$how: status $status: $output"
+      return 1
+    fi
+  done
+}
+
+@test "a link of another user is followed to what is his, and nowhere else" {
+  his_directory
+  cp base.raw ours/
+  overlay ours/vm.fvd ours/base.raw
+  cp ours/base.raw ours/vm.fvd his/
+  ln -s ../ours/vm.fvd his/link.fvd
+  ln -s ../ours his/folder
+  chown -hR "$his:$his" his
+  refuses_link his/link.fvd
+  [[ $output == *"/ours/vm.fvd, of user 0"* ]]
+  refuses_link his/folder/vm.fvd
+  refuses_link "$PWD/his/folder/vm.fvd"
+  # Nor is anything made, or taken for a base, behind it.
+  run -1 "$NBDCHAIN" create -b his/link.fvd -F fvd new.fvd
+  [[ $output == *"link of user $his"* ]]
+  run -1 "$NBDCHAIN" create his/folder/new.fvd 1M
+  [[ $output == *"link of user $his"* ]]
+  run -1 "$NBDCHAIN" snapshot his/vm.fvd his/folder/new.fvd
+  [[ $output == *"link of user $his"* ]]
+  run -1 "$NBDCHAIN" serve his/vm.fvd -U "$PWD/his/folder/sock"
+  [[ $output == *"link of user $his"* ]]
+  run -1 "$NBDCHAIN" serve his/vm.fvd --jobs his/folder/jobs
+  [[ $output == *"link of user $his"* ]]
+  run ! "$NBDCHAIN" map --allow "$PWD/his/folder" his/vm.fvd
+  [[ $output == *"link of another user"* ]]
+  [ "$(ls ours)" = "base.raw
+vm.fvd" ]
+
+  rm his/link.fvd his/folder
+  mkdir his/folder
+  ln -s ../vm.fvd his/folder/link.fvd
+  chown -hR "$his:$his" his
+  ln -s his/folder/link.fvd ours.fvd
+  follows his/folder/link.fvd
+  follows ours.fvd
+}
+
+@test "who exchanges an image for a link meanwhile gets nothing of ours" {
+  local i
+  his_directory
+  cp base.raw ours/secret
+  overlay his/vm.fvd base.raw
+  edit his/vm.fvd reference=secret
+  chown -R "$his:$his" his
+  # When the image is opened, its name becomes a link to the secret, so that
+  # the directory of that link would be that of the image; and then not.
+  cat >swap.py <<'END'
+import ctypes, os, sys
+image, secret = sys.argv[1:]
+libc = ctypes.CDLL(None, use_errno=True)
+fd = libc.inotify_init()
+assert libc.inotify_add_watch(fd, image.encode(), 0x20) > 0     # IN_OPEN
+open("ready", "w").close()
+while True:
+    os.read(fd, 4096)
+    os.rename(image, image + ".real")
+    os.symlink(secret, image)
+    for _ in range(2000):
+        os.sched_yield()
+    os.unlink(image)
+    os.rename(image + ".real", image)
+END
+  cd his
+  start "$top/swap" be_him python3 "$scratch/swap.py" "$scratch/his/vm.fvd" \
+    "$scratch/ours/secret"
+  wait_for 20 test -e ready
+  nbdkit_with_chain
+  for ((i = 0; i < 60; i++)); do
+    run timeout "$patience" "${nbdkit[@]}" -U - "$NBDCHAIN_PLUGIN" \
+      "$scratch/his/vm.fvd" --run 'unset LD_PRELOAD; nbdinfo --size "$uri"'
+    [ "$status" -ne 0 ] || { echo "opened in round $i"; return 1; }
+  done
+}
+
+# A server of his, and one of ours, which hold different disks.
+two_servers ()
+{
+  his_directory
+  head -c 65536 /dev/urandom >ours/disk.raw
+  chmod 755 his
+  serve_unix "$PWD/his/sock" base.raw
+  his_server=$pid
+  serve_unix "$PWD/ours/sock" ours/disk.raw
+  overlay his/vm.fvd "nbd+unix:///?socket=$PWD/his/sock"
+  chown -hR "$his:$his" his
+}
+
+says_lost ()
+{
+  grep -q "connection lost" serve.err
+}
+
+@test "a socket that was exchanged for a link is not connected to again" {
+  two_servers
+  serve his/vm.fvd --retry 1
+  nbdsh -u "$uri" -c "assert h.pread(4096, 0) == open('$want', 'rb').read(4096)"
+  mv his/sock his/mine
+  be_him ln -s ../ours/sock his/sock
+  stop_hard "$his_server"
+  wait_for 20 says_lost
+  run ! nbdsh -u "$uri" -c 'h.pread(4096, 8192)'
+  [[ $output == *"Input/output error"* ]]
+  # The same as the first thing that happens.
+  run -1 open_by map his/vm.fvd
+  [[ $output == *"has its socket outside"* ]]
+  # His own server comes back.
+  rm his/sock his/mine
+  serve_unix "$PWD/his/sock" base.raw
+  chown "$his" his/sock
+  nbdsh -u "$uri" -c \
+    "assert h.pread(4096, 8192) == open('$want', 'rb').read()[8192:12288]"
+}
+
+@test "a socket of another user in the place of the first is not connected to" {
+  two_servers
+  serve his/vm.fvd --retry 1
+  nbdsh -u "$uri" -c 'h.pread(4096, 0)'
+  rm his/sock
+  cp base.raw another.raw
+  serve_unix "$PWD/his/sock" another.raw
+  chown 54322 his/sock
+  stop_hard "$his_server"
+  wait_for 20 says_lost
+  run ! nbdsh -u "$uri" -c 'h.pread(4096, 8192)'
+  [[ $output == *"Input/output error"* ]]
+  chown "$his" his/sock
+  nbdsh -u "$uri" -c 'h.pread(4096, 8192)'
+}
+
+@test "what is behind a ';' or a '&' in a URI is no part of its socket" {
+  local ref
+  serve_unix "$top/there/sock" base.raw
+  overlay a.fvd base.raw
+  for name in 's;' 's&' 's;x' 's%3B'; do
+    ln -s ../there/sock "$name"
+  done
+  for ref in "s;&" "s;" "s&" "s;&;" "&socket=$PWD/s;" "s;x" "s%3B"; do
+    edit a.fvd "reference=nbd+unix:///?socket=$PWD/$ref"
+    run -1 open_by plugin a.fvd
+    [[ $output == *a.fvd* || $output == *"$PWD/s: No such file"* ]]
+  done
+}
+
 # --- images that were retired ---------------------------------------------
 
 @test "serve goes on with the image that took over" {
