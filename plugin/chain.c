@@ -54,6 +54,7 @@ static struct {
   char *image;
   char *format;
   char *base;
+  char *data_file;
   char *enlarge;
   struct nc_allow *allow;
   char *tls_certificates, *tls_psk, *tls_username;      /* for remotes */
@@ -136,6 +137,7 @@ chain_unload (void)
   free (config.image);
   free (config.format);
   free (config.base);
+  free (config.data_file);
   free (config.enlarge);
   free (config.tls_certificates);
   free (config.tls_psk);
@@ -233,6 +235,8 @@ chain_config (const char *key, const char *value)
     return config_string (key, value, &config.format);
   if (strcmp (key, "base") == 0)
     return config_string (key, value, &config.base);
+  if (strcmp (key, "data-file") == 0)
+    return config_path (key, value, &config.data_file);
   if (strcmp (key, "enlarge") == 0)
     return config_string (key, value, &config.enlarge);
   if (strcmp (key, "allow") == 0)
@@ -304,6 +308,8 @@ chain_config_complete (void)
   "                      may be repeated.\n" \
   "base=<REFERENCE>      Use this base in place of the one in the lowest\n" \
   "                      image: a file, an NBD URI or '[ command args ]'.\n" \
+  "data-file=<FILE>      The data file of the image, in place of that named in\n" \
+  "                      it; needed to write to one that carries no mark.\n" \
   "remote-tls-certificates=<DIR>\n" \
   "                      For remotes named nbds: the directory with the\n" \
   "                      ca-cert.pem that signed their certificates.\n" \
@@ -411,6 +417,7 @@ chain_get_ready (void)
     .image = config.image,
     .format = config.format,
     .base = config.base,
+    .data_file = config.data_file,
     .enlarge = config.enlarge,
     .allow = config.allow,
     .tls = &tls,

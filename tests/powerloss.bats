@@ -19,6 +19,7 @@
 load common
 
 states=${NBDCHAIN_STATES:-1500}
+parameters=()
 if [ -z "${NBDCHAIN_STATES-}" ] && slow; then
   states=240
 fi
@@ -52,7 +53,7 @@ log_is_complete ()
 }
 
 # check_states N IMAGE [OPTION...]: N states of the log, with the base as in
-# base.raw.
+# base.raw.  The array "parameters" is for the plugin, too.
 check_states ()
 {
   local n=$1 image=$2 nbdkit
@@ -62,7 +63,8 @@ check_states ()
   "$harness/powerloss" check --states "$n" --seed "$seed" --work "$scratch" \
     --base base.raw --read-only read-only=true \
     --also "env -u LD_PRELOAD $NBDCHAIN check @DIR@/$image" "$@" log -- \
-    "${nbdkit[@]}" -s "$NBDCHAIN_PLUGIN" "@DIR@/$image" || keep_log
+    "${nbdkit[@]}" -s "$NBDCHAIN_PLUGIN" "@DIR@/$image" "${parameters[@]}" ||
+    keep_log
 }
 
 # keep_log: for later.  Status: 1.
@@ -289,10 +291,11 @@ device_in_dir ()
   device_in_dir 4194816 data.raw
   make_disk 4194301 --data-file dir/data.raw
   record
-  start_recorded dir/top.fvd "allow=$PWD/dir"
+  start_recorded dir/top.fvd "data-file=$PWD/dir/data.raw"
   workload_that_wraps 1000
   stop "$pid"
   log_is_complete
+  parameters=("data-file=@DIR@/data.raw")
   check_states $((states / 12)) top.fvd
 }
 

@@ -40,6 +40,8 @@ static const char help[] =
   "      --base=REF         use REF in place of the backing that the lowest\n"
   "                         image of the chain names\n"
   "      --new-base=REF     the same for the chain of the new backing\n"
+  "      --data-file=FILE   the data file of IMAGE, in place of that named in\n"
+  "                         it; needed for a device, or one without a mark\n"
   REMOTE_TLS_HELP
   "      --retry=SECONDS    how long to wait for a remote that cannot be\n"
   "                         reached (default: 60, 0 = for ever)\n"
@@ -52,7 +54,7 @@ static const char help[] =
 
 enum {
   OPT_UNSAFE = 256, OPT_ALLOW, OPT_BASE, OPT_NEW_BASE, OPT_RETRY,
-  OPT_PROGRESS, OPT_JSON
+  OPT_DATA_FILE, OPT_PROGRESS, OPT_JSON
 };
 
 static const struct option options[] = {
@@ -62,6 +64,7 @@ static const struct option options[] = {
   { "allow", required_argument, NULL, OPT_ALLOW },
   { "base", required_argument, NULL, OPT_BASE },
   { "new-base", required_argument, NULL, OPT_NEW_BASE },
+  { "data-file", required_argument, NULL, OPT_DATA_FILE },
   { "retry", required_argument, NULL, OPT_RETRY },
   { "progress", no_argument, NULL, OPT_PROGRESS },
   { "json", no_argument, NULL, OPT_JSON },
@@ -187,6 +190,9 @@ rebase_main (int argc, char *argv[])
       break;
     case OPT_NEW_BASE:
       opts.new_base = optarg;
+      break;
+    case OPT_DATA_FILE:
+      opts.data_file = optarg;
       break;
     case OPT_RETRY:
       if (parse_number ("--retry", optarg, 0, UINT32_MAX, &retry) == -1)

@@ -27,17 +27,21 @@ static const char help[] =
   "                  overlay on top of IMAGE cannot be used any more\n"
   "      --allow=X   a directory in which the data file of IMAGE may be, or\n"
   "                  the image that it took over from; may be repeated\n"
+  "      --data-file=FILE\n"
+  "                  the data file of IMAGE, in place of that named in it;\n"
+  "                  needed for a device, or one that carries no mark\n"
   "      --json      describe what was done as JSON\n"
   "  -h, --help      show this\n"
   "\n"
   "Example:\n"
   "  nbdchain resize top.fvd +10G\n";
 
-enum { OPT_SHRINK = 256, OPT_ALLOW, OPT_JSON };
+enum { OPT_SHRINK = 256, OPT_ALLOW, OPT_DATA_FILE, OPT_JSON };
 
 static const struct option options[] = {
   { "shrink", no_argument, NULL, OPT_SHRINK },
   { "allow", required_argument, NULL, OPT_ALLOW },
+  { "data-file", required_argument, NULL, OPT_DATA_FILE },
   { "json", no_argument, NULL, OPT_JSON },
   { "help", no_argument, NULL, 'h' },
   { NULL, 0, NULL, 0 }
@@ -114,6 +118,9 @@ resize_main (int argc, char *argv[])
     case OPT_ALLOW:
       if (chain_args_allow (&args, optarg) == -1)
         goto out;
+      break;
+    case OPT_DATA_FILE:
+      opts.data_file = optarg;
       break;
     case OPT_JSON:
       json = true;

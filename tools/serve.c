@@ -71,6 +71,9 @@ static const char help[] =
   "                           image's own directory are.\n"
   "      --base REFERENCE     the base, in place of that named in the lowest\n"
   "                           image\n"
+  "      --data-file FILE     the data file of the image, in place of that named\n"
+  "                           in it; needed to write to a device, or to a file\n"
+  "                           that carries no mark\n"
   "      --retry SECONDS      how long requests wait for a remote that is\n"
   "                           away (default 60; 0 = for ever)\n"
   "      --remote-tls-certificates DIR\n"
@@ -116,7 +119,7 @@ static const char help[] =
 enum {
   OPT_ALLOW = 256, OPT_BASE, OPT_RETRY, OPT_THREADS, OPT_DETECT_ZEROES,
   OPT_ENLARGE, OPT_MAX_CONNECTIONS, OPT_CONTROL, OPT_RESUME, OPT_JOBS,
-  OPT_COPY_ON_READ, OPT_PREFETCH_ALL, OPT_NO_PREFETCH, OPT_JSON,
+  OPT_DATA_FILE, OPT_COPY_ON_READ, OPT_PREFETCH_ALL, OPT_NO_PREFETCH, OPT_JSON,
   OPT_SOCKET_MODE,
   OPT_TLS, OPT_TLS_CERTIFICATES, OPT_TLS_PSK, OPT_TLS_VERIFY_PEER,
 };
@@ -128,6 +131,7 @@ static const struct option options[] = {
   { "control", required_argument, NULL, OPT_CONTROL },
   { "copy-on-read", no_argument, NULL, OPT_COPY_ON_READ },
   { "prefetch", no_argument, NULL, OPT_PREFETCH_ALL },
+  { "data-file", required_argument, NULL, OPT_DATA_FILE },
   { "detect-zeroes", required_argument, NULL, OPT_DETECT_ZEROES },
   { "enlarge", required_argument, NULL, OPT_ENLARGE },
   { "help", no_argument, NULL, 'h' },
@@ -291,6 +295,9 @@ parse_option (struct serve *serve, int c, const char *value)
     return 0;
   case OPT_BASE:
     add_arg (&serve->parameters, "base=%s", value);
+    return 0;
+  case OPT_DATA_FILE:
+    add_arg (&serve->parameters, "data-file=%s", value);
     return 0;
   case OPT_RETRY:
     if (parse_number ("--retry", value, 0, UINT32_MAX, &n) == -1)

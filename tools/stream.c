@@ -54,6 +54,8 @@ static const char help[] =
   "                         may lead to; may be repeated\n"
   "      --base=REF         use REF in place of the backing that the lowest\n"
   "                         image names\n"
+  "      --data-file=FILE   the data file of IMAGE, in place of that named in\n"
+  "                         it; needed for a device, or one without a mark\n"
   REMOTE_TLS_HELP
   "      --progress         show the progress, also where standard error is\n"
   "                         no terminal\n"
@@ -66,7 +68,7 @@ static const char help[] =
 
 enum {
   OPT_DOWN_TO = 256, OPT_SPEED, OPT_RETRY, OPT_ALLOW, OPT_BASE,
-  OPT_PROGRESS, OPT_JSON, OPT_ON_ERROR, OPT_WATCH
+  OPT_DATA_FILE, OPT_PROGRESS, OPT_JSON, OPT_ON_ERROR, OPT_WATCH
 };
 
 static const struct option options[] = {
@@ -75,6 +77,7 @@ static const struct option options[] = {
   { "retry", required_argument, NULL, OPT_RETRY },
   { "allow", required_argument, NULL, OPT_ALLOW },
   { "base", required_argument, NULL, OPT_BASE },
+  { "data-file", required_argument, NULL, OPT_DATA_FILE },
   REMOTE_TLS_OPTIONS,
   { "progress", no_argument, NULL, OPT_PROGRESS },
   { "json", no_argument, NULL, OPT_JSON },
@@ -90,6 +93,7 @@ static const struct option options[] = {
 struct streaming {
   struct stream_request request;
   struct chain_args args;
+  const char *data_file;
   struct nc_tls tls;
   uint64_t retry;
   bool is_for_image;            /* an option that a server has its own of */
@@ -120,8 +124,8 @@ static struct nc_chain *
 open_chain (const struct streaming *s)
 {
   const struct nc_chain_options opts = {
-    .image = s->request.name, .base = s->args.base, .allow = s->args.allow,
-    .tls = &s->tls, .retry = s->retry, .memory_fd = -1,
+    .image = s->request.name, .base = s->args.base,
+    .data_file = s->data_file, .allow = s->args.allow, .tls = &s->tls, .retry = s->retry, .memory_fd = -1,
   };
   struct nc_chain *chain = nc_chain_open (&opts);
 
@@ -304,6 +308,10 @@ parse_options (struct streaming *s, int argc, char *argv[], bool *ended)
     case OPT_BASE:
       s->is_for_image = true;
       s->args.base = optarg;
+      break;
+    case OPT_DATA_FILE:
+      s->is_for_image = true;
+      s->data_file = optarg;
       break;
     case OPT_PROGRESS:
       s->request.progress = true;

@@ -17,6 +17,7 @@
 #include <string.h>
 #include <sys/stat.h>
 
+#include "chain/data-file.h"
 #include "chain/owner-map.h"
 #include "chain/ref.h"
 #include "chain/succession.h"
@@ -306,33 +307,14 @@ push (struct build *b, struct nc_layer *layer)
   return 0;
 }
 
-struct nc_dev *
-nc_chain_open_data (void *opaque, const struct nc_layer *layer, const char *ref)
-{
-  const struct nc_chain_options *opts = opaque;
-  struct nc_path path;
-  int fd = nc_ref_open_file (ref, &layer->dev->path, opts->allow,
-                             layer->writable ? O_RDWR : O_RDONLY, &path);
-  NC_FREE char *name = fd == -1 ? NULL : nc_path_text (&path);
-
-  if (name)
-    return nc_dev_open_path (fd, &path, name,
-                             (layer->writable ? NC_DEV_WRITE : 0) |
-                             (opts->offline ? NC_DEV_UNLOCKED : 0));
-  if (fd >= 0) {
-    nc_error ("%s: %m", ref);
-    close (fd);
-    nc_path_close (&path);
-  }
-  return NULL;
-}
-
 static int
 open_backing (struct build *b)
 {
+  struct nc_data_policy data = {
+    .allow = b->opts->allow, .unlocked = b->opts->offline,
+  };
   const struct nc_layer_options read_only = {
-    .memory_fd = -1,
-    .open_data = nc_chain_open_data, .opaque = (void *) b->opts,
+    .memory_fd = -1, .open_data = nc_data_file_open, .opaque = &data,
   };
   const struct nc_layer *above = b->layers[b->n - 1];
   const struct nc_backing *backing = &above->backing;
@@ -512,10 +494,13 @@ static int
 open_top (struct build *b)
 {
   const struct nc_chain_options *opts = b->opts;
+  struct nc_data_policy data = {
+    .allow = opts->allow, .file = opts->data_file, .unlocked = opts->offline,
+  };
   const struct nc_layer_options layer_opts = {
     .writable = !opts->read_only, .wait = true,
     .memory_fd = opts->memory_fd, .enlarge = opts->enlarge,
-    .open_data = nc_chain_open_data, .opaque = (void *) opts,
+    .open_data = nc_data_file_open, .opaque = &data,
   };
   const struct nc_format *format =
     nc_format_need (opts->format ? opts->format : "fvd", opts->image);
@@ -544,6 +529,10 @@ open_top (struct build *b)
   if (dev == NULL)
     return -1;
   layer = nc_layer_open (format, dev, top.name, &layer_opts);
+  if (layer && nc_data_file_check_used (&data, top.name) == -1) {
+    nc_layer_close (layer);
+    return -1;
+  }
   return layer ? push (b, layer) : -1;
 }
 

@@ -38,6 +38,8 @@ struct nc_chain_options {
                                    place of the one in the lowest image;
                                    NULL: none.  Needed where that image says
                                    its base is given by the operator. */
+  const char *data_file;        /* file that the operator gives as the data
+                                   file of the image, see data-file.h; NULL */
   const struct nc_allow *allow; /* NULL: nothing beyond the directories of
                                    the images; used only during the call */
   const struct nc_tls *tls;     /* for remotes with TLS; NULL: nothing given;

@@ -53,13 +53,6 @@ struct nc_export {
   struct nc_slots slots;        /* of its threads that a remote blocks */
 };
 
-/* The file that an image names for its data, as nc_layer_options.open_data;
- * OPAQUE is a struct nc_chain_options, of which allow and offline count. */
-extern struct nc_dev *nc_chain_open_data (void *opaque,
-                                          const struct nc_layer *layer,
-                                          const char *ref)
-  __attribute__ ((__nonnull__ (1, 2, 3)));
-
 /* request.c: the index in VIEW of BASE, and for NULL how many layers there are;
  * 0 if a pivot has dropped BASE. */
 extern size_t nc_view_base_index (const struct nc_view *view,

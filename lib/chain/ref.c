@@ -562,7 +562,8 @@ report_cause (const char *context, const char *full)
     quoted = quote (full);
     if (quoted)
       nc_error ("%s is missing: no file %s; put it there, or give its place "
-                "with base= (nbdchain: --base)", context, quoted);
+                "with base=, that of a data file with data-file= (nbdchain: "
+                "--base, --data-file)", context, quoted);
     break;
   case ENOTDIR:
     nc_error ("%s is missing: a part of its path is not a directory",

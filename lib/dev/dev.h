@@ -169,11 +169,10 @@ extern int nc_dev_file_id (const struct nc_dev *dev, dev_t *st_dev,
  * extended attribute, so that another file in its place is noticed.
  * Return -1 with errno ENOTSUP where there are no such attributes; get also
  * with ENODATA if it has none; not reported.  A mark that was set is
- * durable. */
+ * durable.  (get is of a file that need not be a device yet.) */
 #define NC_MARK_LENGTH 36
-extern int nc_dev_get_mark (const struct nc_dev *dev,
-                            char mark[NC_MARK_LENGTH + 1])
-  __attribute__ ((__nonnull__ (1, 2)));
+extern int nc_file_get_mark (int fd, char mark[NC_MARK_LENGTH + 1])
+  __attribute__ ((__nonnull__ (2)));
 extern int nc_dev_set_mark (const struct nc_dev *dev, const char *mark)
   __attribute__ ((__nonnull__ (1, 2)));
 

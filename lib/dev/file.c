@@ -666,9 +666,9 @@ nc_dev_file_id (const struct nc_dev *dev, dev_t *st_dev, ino_t *st_ino)
 #define MARK "user.nbdchain.image"
 
 int
-nc_dev_get_mark (const struct nc_dev *dev, char mark[NC_MARK_LENGTH + 1])
+nc_file_get_mark (int fd, char mark[NC_MARK_LENGTH + 1])
 {
-  ssize_t r = fgetxattr (file_of (dev)->fd, MARK, mark, NC_MARK_LENGTH);
+  ssize_t r = fgetxattr (fd, MARK, mark, NC_MARK_LENGTH);
 
   mark[r > 0 ? r : 0] = '\0';
   if (r == -1 && errno == EPERM)        /* of a device node */

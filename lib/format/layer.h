@@ -47,6 +47,7 @@ struct nc_layer {
   struct nc_backing backing;
   bool was_closed;              /* in order, when it was opened; true also if
                                    the format does not tell */
+  bool data_marked;             /* its data file carries its UUID */
   bool retired;                 /* another image took over: */
   nc_uuid successor;
   bool takes_over;              /* made by a snapshot: it is written only once
@@ -67,7 +68,9 @@ struct nc_layer_options {
   const char *enlarge;          /* command that makes storage larger; NULL */
 
   /* Open the file REF that the image of LAYER names for its data, for
-   * writing if LAYER is writable.  Returns NULL on error, reported.
+   * writing if LAYER is writable and that file may be written as its data (see
+   * chain/data-file.h).  What the header says of LAYER is filled in.
+   * Returns NULL on error, reported.
    * open_data NULL: it is not opened, and the layer's blocks can be neither
    * read nor written. */
   struct nc_dev *(*open_data) (void *opaque, const struct nc_layer *layer,

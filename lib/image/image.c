@@ -17,6 +17,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "chain/data-file.h"
 #include "chain/internal.h"
 #include "chain/ref.h"
 #include "chain/succession.h"
@@ -32,6 +33,7 @@
 #include "util/permissions.h"
 #include "util/report.h"
 #include "util/scope.h"
+#include "util/text.h"
 
 static const struct nc_layer_options read_only = { .memory_fd = -1 };
 
@@ -82,17 +84,17 @@ open_alone (const char *path, const char *format_name)
 
 struct nc_layer *
 nc_image_open_to_change (struct nc_dev *dev, const char *path,
-                         const struct nc_allow *allow, bool with_data)
+                         const struct nc_allow *allow,
+                         struct nc_data_policy *data)
 {
-  const struct nc_chain_options data = { .allow = allow };
   const struct nc_layer_options opts = {
     .writable = true, .wait = true, .memory_fd = -1,
-    .open_data = with_data ? nc_chain_open_data : NULL,
-    .opaque = (void *) &data,
+    .open_data = data ? nc_data_file_open : NULL, .opaque = data,
   };
   struct nc_layer *layer = nc_layer_open (&nc_format_fvd, dev, path, &opts);
 
-  if (layer && nc_succession_check_alone (layer, allow) == -1) {
+  if (layer && ((data && nc_data_file_check_used (data, path) == -1) ||
+                nc_succession_check_alone (layer, allow) == -1)) {
     nc_layer_close (layer);
     return NULL;
   }
@@ -436,6 +438,18 @@ struct creation {
   nc_uuid uuid;
 };
 
+/* Whoever writes through the image needs to know. */
+static void
+report_unmarked (const struct creation *c)
+{
+  NC_FREE char *quoted = nc_text_quote (c->opts->data_file);
+
+  nc_notice ("%s: cannot be marked as the data file of '%s': name it whenever "
+             "that is to be written: data-file=%s (\"nbdchain\": "
+             "--data-file %s)", c->opts->data_file, c->opts->path,
+             quoted ? : "FILE", quoted ? : "FILE");
+}
+
 /* The data file of the image, ready under its name.  It is marked where that
  * can be. */
 static int
@@ -453,7 +467,11 @@ create_data_file (struct new_file *nf, const struct creation *c,
     nc_error ("%s: extended attribute: %m", name);
     return -1;
   }
-  return new_file_publish (nf);
+  if (new_file_publish (nf) == -1)
+    return -1;
+  if (!*marked)
+    report_unmarked (c);
+  return 0;
 }
 
 static int
@@ -680,7 +698,7 @@ nc_image_snapshot (const char *path, const char *new_path,
 
   if (dev == NULL)
     return -1;
-  layer = nc_image_open_to_change (dev, path, allow, false);
+  layer = nc_image_open_to_change (dev, path, allow, NULL);
   if (layer == NULL)
     return -1;
   /* Settle what a crash has left before anything is put on top of it. */
@@ -725,7 +743,7 @@ nc_image_repair (const char *path, const struct nc_allow *allow,
     nc_dev_close (dev);
     return r;
   }
-  layer = nc_image_open_to_change (dev, path, allow, false);
+  layer = nc_image_open_to_change (dev, path, allow, NULL);
   if (layer == NULL)
     return -1;
   r = nc_fvd_repair (layer, result->header_copies, result->clean, repaired,

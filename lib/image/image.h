@@ -138,6 +138,7 @@ struct nc_image_resize_options {
   bool shrink;                  /* a smaller disk is meant */
   const struct nc_allow *allow; /* where a data file may be, and the backing
                                    that it took over from; may be NULL */
+  const char *data_file;        /* it, as the operator gives it; NULL */
 };
 struct nc_image_resize_result { uint64_t old_size, size; };
 

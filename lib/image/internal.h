@@ -9,6 +9,7 @@
 #include "format/layer.h"
 
 struct nc_allow;
+struct nc_data_policy;
 struct nc_dev;
 struct nc_path;
 struct nc_tls;
@@ -16,13 +17,13 @@ struct nc_tls;
 /* Open the fvd image DEV (taken over, also on failure), known as PATH, to
  * change it without its chain: for writing, waiting for nc_layer_begin.
  * Refuses an image that is not the active one of its disk.
- * ALLOW: where its backing may be that it took over from, and its data file;
- * may be NULL.  WITH_DATA: the data file is opened, too.
+ * ALLOW: where its backing may be that it took over from; may be NULL.
+ * DATA: how its data file is to be opened; NULL: it is not.
  * Returns NULL on error, reported. */
 extern struct nc_layer *nc_image_open_to_change (struct nc_dev *dev,
                                                  const char *path,
                                                  const struct nc_allow *allow,
-                                                 bool with_data)
+                                                 struct nc_data_policy *data)
   __attribute__ ((__nonnull__ (1, 2)));
 
 /* Open the backing REF of format FORMAT, as the operator gives it for IMAGE,

@@ -285,8 +285,9 @@ open_old (struct rebase *r)
 {
   const struct nc_rebase_options *opts = r->opts;
   const struct nc_chain_options chain_opts = {
-    .image = opts->path, .base = opts->base, .allow = opts->allow,
-    .tls = opts->tls, .retry = opts->retry, .memory_fd = -1,
+    .image = opts->path, .base = opts->base, .data_file = opts->data_file,
+    .allow = opts->allow, .tls = opts->tls, .retry = opts->retry,
+    .memory_fd = -1,
   };
   struct nc_chain *chain = nc_chain_open (&chain_opts);
 

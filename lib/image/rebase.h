@@ -26,6 +26,8 @@ struct nc_rebase_options {
   const char *base;             /* reference in place of the one in the
                                    lowest image of the chain; NULL: none */
   const char *new_base;         /* the same for the chain of the backing */
+  const char *data_file;        /* that of the image, as the operator gives it;
+                                   NULL: as the image names it */
   const struct nc_allow *allow; /* may be NULL */
   const struct nc_tls *tls;     /* how remotes prove who they are; may be
                                    NULL */

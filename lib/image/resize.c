@@ -12,6 +12,7 @@
 #include <inttypes.h>
 #include <string.h>
 
+#include "chain/data-file.h"
 #include "dev/dev.h"
 #include "format/format.h"
 #include "format/fvd/fvd.h"
@@ -87,6 +88,9 @@ int
 nc_image_resize (const struct nc_image_resize_options *opts,
                  struct nc_image_resize_result *result)
 {
+  struct nc_data_policy data = {
+    .allow = opts->allow, .file = opts->data_file,
+  };
   struct nc_dev *dev = nc_dev_open_file (opts->path, NC_DEV_WRITE);
   struct nc_layer *layer;
   int r;
@@ -97,7 +101,7 @@ nc_image_resize (const struct nc_image_resize_options *opts,
     nc_dev_close (dev);
     return -1;
   }
-  layer = nc_image_open_to_change (dev, opts->path, opts->allow, true);
+  layer = nc_image_open_to_change (dev, opts->path, opts->allow, &data);
   if (layer == NULL)
     return -1;
   r = resize (layer, opts, result);

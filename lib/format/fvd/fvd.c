@@ -57,6 +57,7 @@ fill_in_layer (struct nc_layer *layer)
   layer->retired = f->h.flags & FVD_RETIRED;
   layer->successor = f->h.successor_uuid;
   layer->takes_over = f->h.flags & FVD_TAKES_OVER;
+  layer->data_marked = f->h.flags & FVD_MARKED;
   b->present = f->h.flags & FVD_HAS_BACKING;
   b->size = f->h.backing_size;
   b->uuid = f->h.backing_uuid;
@@ -172,12 +173,10 @@ fvd_begin (struct nc_layer *layer)
   return fvd_is_compact (&f->h) ? fvd_chunks_truncate (f) : 0;
 }
 
-/* The data file, and whether it is the one of this image. */
 static int
 open_data_file (struct fvd *f, const struct nc_layer_options *opts)
 {
   struct nc_layer *layer = f->layer;
-  char mark[NC_MARK_LENGTH + 1], uuid[NC_UUID_TEXT];
 
   if (opts->open_data == NULL)
     return 0;
@@ -192,19 +191,7 @@ open_data_file (struct fvd *f, const struct nc_layer_options *opts)
     errno = EINVAL;
     return -1;
   }
-  if (!(f->h.flags & FVD_MARKED))
-    return 0;
-  nc_uuid_format (&f->h.uuid, uuid);
-  if (nc_dev_get_mark (f->data, mark) == 0 && strcmp (mark, uuid) == 0)
-    return 0;
-  nc_error ("%s: is not marked as the data file of '%s' (extended attribute "
-            "user.nbdchain.image: %s%s%s); put the right file there; if it "
-            "is the right one, and was copied without its attributes: "
-            "setfattr -n user.nbdchain.image -v %s", f->data->name,
-            layer->path, *mark ? "'" : "", *mark ? mark : "none",
-            *mark ? "'" : "", uuid);
-  errno = EINVAL;
-  return -1;
+  return 0;
 }
 
 static int
@@ -226,13 +213,15 @@ fvd_open (struct nc_layer *layer, const struct nc_layer_options *opts)
   if ((opts->writable ? fvd_header_read_to_write (f->dev, &f->h)
        : fvd_header_read (f->dev, &f->h)) == -1)
     return -1;
+  if (fill_in_layer (layer) == -1)
+    return -1;
   if (!fvd_has_data_file (&f->h))
     f->data = f->dev;
   else if (open_data_file (f, opts) == -1)
     return -1;
   f->journal.nsectors = f->h.journal.size / FVD_SECTOR;
   f->journal.next = f->journal.tail = f->h.journal_tail;
-  if (fill_in_layer (layer) == -1 || fvd_summary_read (f) == -1 ||
+  if (fvd_summary_read (f) == -1 ||
       nc_keep_open (&f->keep, opts->writable ? opts->memory_fd : -1,
                     layer->path, &f->h.uuid, fvd_nblocks (&f->h),
                     fvd_chunks_memory (&f->h)) == -1)
