@@ -1070,3 +1070,75 @@ says_lost ()
   run -1 open_by serve a.fvd
   [[ $output == *.fvd* ]]
 }
+
+# goes_on IMAGE NAME: serve and plugin open IMAGE and go on with NAME.
+goes_on ()
+{
+  local how
+  for how in "$NBDCHAIN_PLUGIN" ''; do
+    if [ -n "$how" ]; then
+      serve_plain "$1" follow=true
+      stop "$pid"
+      cat plain.err
+      grep -q "going on with .*$2, which took over" plain.err
+    else
+      serve "$1"
+      stop "$pid"
+      grep -q "going on with .*$2, which took over" serve.err
+    fi
+  done
+}
+
+# goes_nowhere IMAGE TEXT
+goes_nowhere ()
+{
+  run -1 open_by serve "$1"
+  [[ $output == *"$2"* ]]
+  nbdkit_with_chain
+  run -1 "${nbdkit[@]}" -U - "$NBDCHAIN_PLUGIN" "$1" follow=true --run true
+  [[ $output == *"$2"* ]]
+}
+
+@test "an image that says another's took over from it does not open that" {
+  overlay victim.fvd base.raw
+  overlay evil.fvd base.raw
+  cp victim.fvd before
+  edit evil.fvd flags=7 successor=victim.fvd \
+    "successor_uuid=$(uuid victim.fvd)"
+  goes_nowhere evil.fvd "does not say so itself"
+  # Nor one that took over from yet another.
+  "$NBDCHAIN" snapshot victim.fvd next.fvd
+  edit evil.fvd successor=next.fvd "successor_uuid=$(uuid next.fvd)"
+  cp next.fvd before
+  goes_nowhere evil.fvd "it took over from $(uuid victim.fvd)"
+  cmp next.fvd before
+  goes_on victim.fvd next.fvd
+}
+
+@test "an image took over also when it has another backing, or none" {
+  overlay a.fvd base.raw
+  "$NBDCHAIN" snapshot a.fvd b.fvd
+  "$NBDCHAIN" info b.fvd | grep "took over from: *$(uuid a.fvd)"
+  [ "$("$NBDCHAIN" info --json b.fvd | jq -r .predecessor)" = \
+    "$(uuid a.fvd)" ]
+  [ "$("$NBDCHAIN" info --json a.fvd | jq .predecessor)" = null ]
+  "$NBDCHAIN" rebase -b base.raw -F raw b.fvd
+  goes_on a.fvd b.fvd
+  "$NBDCHAIN" stream b.fvd
+  goes_on a.fvd b.fvd
+  "$NBDCHAIN" amend --prefetch=on b.fvd
+  "$NBDCHAIN" resize b.fvd +1M
+  goes_on a.fvd b.fvd
+}
+
+@test "an image of another user is not gone on with" {
+  his_directory
+  cp base.raw his/
+  overlay his/a.fvd his/base.raw
+  "$NBDCHAIN" snapshot his/a.fvd his/b.fvd
+  goes_on his/a.fvd b.fvd
+  chown "$his" his/a.fvd
+  goes_nowhere his/a.fvd "belongs to user 0, and '"
+  chown "$his" his/b.fvd
+  goes_on his/a.fvd b.fvd
+}

@@ -155,6 +155,8 @@ print_backing (const struct nc_image_info *info)
 static void
 print_retired (const struct nc_image_info *info)
 {
+  if (*info->predecessor_uuid)
+    print_string (1, "took over from", info->predecessor_uuid);
   if (!info->retired)
     return;
   print_string (1, "retired by",
@@ -257,7 +259,7 @@ static json_t *
 info_json (const struct nc_image_info *info)
 {
   return json_pack ("{s:o, s:o, s:b, s:I, s:I, s:I, s:I, s:o, s:o, s:b,"
-                    " s:o}",
+                    " s:o, s:o}",
                     "path", json_text (info->path),
                     "format", json_text (info->format),
                     "remote", info->remote,
@@ -269,6 +271,8 @@ info_json (const struct nc_image_info *info)
                                                  : json_null (),
                     "backing", backing_json (info),
                     "retired", info->retired,
+                    "predecessor", json_text (*info->predecessor_uuid ?
+                                              info->predecessor_uuid : NULL),
                     "successor", successor_json (info));
 }
 

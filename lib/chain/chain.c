@@ -393,12 +393,69 @@ close_top (struct top *top)
 }
 #define TOP_CLEANUP __attribute__ ((__cleanup__ (close_top)))
 
-/* If the image TOP was retired, replace it by its successor, and UUID by what
- * that must have.  A UUID that is given ("" if not) is checked.  Returns 1 if
- * so, 0 if not, -1 on error. */
+/* What a retired image says, which its author may have made up: so its
+ * successor has to say the same, and to be of the same owner, for a UUID can be
+ * copied. */
+struct succession {
+  char *retired;                /* the image, for messages; NULL: there is none
+                                   yet */
+  uid_t owner;
+  bool on_device;
+  char from[NC_UUID_TEXT], to[NC_UUID_TEXT];
+};
+
+static int
+check_successor (const struct succession *s, const struct top *top,
+                 const struct nc_image_info *info)
+{
+  struct stat st;
+
+  errno = EINVAL;
+  if (strcmp (s->to, info->uuid) != 0)
+    nc_error ("%s: has the UUID %s, but the image that took over has %s",
+              top->name, info->uuid, s->to);
+  else if (strcmp (s->from, info->predecessor_uuid) != 0)
+    nc_error ("%s: '%s' says that this image took over, but it does not say so "
+              "itself: it took over from %s; if it is meant, open it by its "
+              "own name", top->name, s->retired,
+              *info->predecessor_uuid ? info->predecessor_uuid : "none");
+  else if (fstat (top->fd, &st) == -1)
+    nc_error ("%s: %m", top->name);
+  else if (!s->on_device && S_ISREG (st.st_mode) && st.st_uid != s->owner)
+    nc_error ("%s: belongs to user %u, and '%s', which says that this image "
+              "took over, to user %u; if it is meant, open it by its own name",
+              top->name, (unsigned) st.st_uid, s->retired,
+              (unsigned) s->owner);
+  else
+    return 0;
+  return -1;
+}
+
+/* TOP was retired, as INFO says. */
+static int
+note_retired (struct succession *s, const struct top *top,
+              const struct nc_image_info *info)
+{
+  struct stat st;
+
+  free (s->retired);
+  s->retired = strdup (top->name);
+  if (s->retired == NULL || fstat (top->fd, &st) == -1) {
+    nc_error ("%s: %m", top->name);
+    return -1;
+  }
+  s->owner = st.st_uid;
+  s->on_device = !S_ISREG (st.st_mode);
+  memcpy (s->from, info->uuid, NC_UUID_TEXT);
+  memcpy (s->to, info->successor_uuid, NC_UUID_TEXT);
+  return 0;
+}
+
+/* If the image TOP was retired, replace it by its successor, which is yet to be
+ * checked, and tell S of it.  Returns 1 if so, 0 if not, -1 on error. */
 static int
 follow_one (const struct nc_chain_options *opts, struct top *top,
-            char uuid[NC_UUID_TEXT])
+            struct succession *s)
 {
   __attribute__ ((__cleanup__ (nc_image_info_free)))
     struct nc_image_info info = { 0 };
@@ -407,16 +464,12 @@ follow_one (const struct nc_chain_options *opts, struct top *top,
   int r;
 
   r = inspect_fd (top->fd, top->name, &info);
-  if (r == 0 && *uuid && strcmp (uuid, info.uuid) != 0) {
-    nc_error ("%s: has the UUID %s, but the image that took over has %s",
-              top->name, info.uuid, uuid);
-    errno = EINVAL;
-    r = -1;
-  }
+  if (r == 0 && s->retired)
+    r = check_successor (s, top, &info);
   if (r == -1 || !info.retired)
     return r;
-  memcpy (uuid, info.successor_uuid, NC_UUID_TEXT);
-
+  if (note_retired (s, top, &info) == -1)
+    return -1;
   next.fd = nc_ref_open_file (info.successor, &top->path, opts->allow,
                               opts->read_only ? O_RDONLY : O_RDWR,
                               &next.path);
@@ -435,7 +488,7 @@ follow_one (const struct nc_chain_options *opts, struct top *top,
 static int
 find_top (const struct nc_chain_options *opts, bool follow, struct top *top)
 {
-  char uuid[NC_UUID_TEXT] = "";
+  struct succession s = { .retired = NULL };
   int r = 0;
 
   *top = (struct top) { .path = NC_PATH_NONE };
@@ -450,13 +503,15 @@ find_top (const struct nc_chain_options *opts, bool follow, struct top *top)
     nc_error ("%s: %m", opts->image);
     return -1;
   }
-  for (int n = 0; follow && (r = follow_one (opts, top, uuid)) == 1; ++n)
+  for (int n = 0; follow && (r = follow_one (opts, top, &s)) == 1; ++n)
     if (n == NC_LAYERS_MAX) {
       nc_error ("%s: following the images that took over does not end",
                 opts->image);
       errno = ELOOP;
-      return -1;
+      r = -1;
+      break;
     }
+  free (s.retired);
   return r;
 }
 

@@ -77,6 +77,8 @@ struct nc_image_info {
   uint64_t grow_unit;           /* and by how much the file grows */
   char *data_file;              /* "" = the data is in the image itself */
   char successor_uuid[NC_UUID_TEXT];
+  char predecessor_uuid[NC_UUID_TEXT];  /* the image that it took over from;
+                                           "": none, or that is not known */
 };
 
 extern void nc_image_info_free (struct nc_image_info *info);

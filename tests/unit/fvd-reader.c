@@ -243,7 +243,7 @@ read_header (struct fvd_reader *r)
   if (r->flags & ~15u)
     FAIL (r, "flags");
   if (!is_zero (h + 228, 4) || !is_zero (h + 248, 8) ||
-      !is_zero (h + 320, 704))
+      !is_zero (h + 336, 688))
     FAIL (r, "reserved bytes");
   if (read_strings (r) == -1)
     return -1;

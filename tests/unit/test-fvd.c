@@ -1474,7 +1474,7 @@ static const struct field bad_fields[] = {
   { FVD_AT_PROFILE, 8, 8192 }, { FVD_AT_PROFILE + 8, 8, 1 },
   { FVD_AT_CHUNK_BITS, 4, 20 }, { FVD_AT_GROW_UNIT, 8, 1 << 20 },
   { FVD_AT_CHUNKS, 8, 1 }, { 228, 1, 1 }, { 248, 1, 1 }, { 304, 4, 65 },
-  { 308, 4, 60001 }, { 312, 4, 60001 }, { 316, 4, 100 }, { 320, 1, 1 },
+  { 308, 4, 60001 }, { 312, 4, 60001 }, { 316, 4, 100 }, { 336, 1, 1 },
   { 1023, 1, 1 },
   { FVD_AT_STRINGS, 2, 1025 }, { FVD_AT_STRINGS, 2, UINT16_MAX },
   { FVD_AT_STRINGS, 2, 3000 }, { FVD_AT_CHECKSUM - 1, 1, 1 },

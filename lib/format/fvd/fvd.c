@@ -533,6 +533,7 @@ fvd_info (struct nc_layer *layer, struct nc_image_info *info)
   nc_uuid_format (&layer->backing.uuid, info->backing_uuid);
   info->retired = f->h.flags & FVD_RETIRED;
   nc_uuid_format (&f->h.successor_uuid, info->successor_uuid);
+  nc_uuid_format (&f->h.predecessor_uuid, info->predecessor_uuid);
   if (copy_info (&info->backing, layer->backing.ref) == -1 ||
       copy_info (&info->backing_format, layer->backing.format) == -1 ||
       copy_info (&info->backing_identity, layer->backing.identity) == -1 ||
@@ -749,7 +750,10 @@ nc_fvd_create (struct nc_dev *dev, const struct nc_fvd_create_options *opts,
   if (b->present) {
     if (fvd_header_set_backing (h, dev->name, b) == -1)
       return -1;
-    h->flags |= opts->takes_over ? FVD_TAKES_OVER : 0;
+    if (opts->takes_over) {
+      h->flags |= FVD_TAKES_OVER;
+      h->predecessor_uuid = b->uuid;
+    }
   }
   if (opts->data_file) {
     h->flags |= opts->marked ? FVD_MARKED : 0;

@@ -70,7 +70,7 @@ struct fvd_header {
   uint64_t journal_tail;
   uint64_t data_offset;
   uint64_t backing_size;
-  nc_uuid backing_uuid, successor_uuid;
+  nc_uuid backing_uuid, successor_uuid, predecessor_uuid;
   struct fvd_area table, profile;
   unsigned chunk_bits;          /* these three: compact */
   uint64_t grow_unit;

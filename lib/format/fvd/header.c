@@ -42,7 +42,7 @@ enum {
   H_MAX_WRITE = 272, H_MIN_READ = 280, H_MIN_WRITE = 288,
   H_MAX_PAUSE = 296, H_PREFETCH_UNIT = 300,
   H_PREFETCH_SLOTS = 304, H_READ_TIME = 308, H_WRITE_TIME = 312,
-  H_ALPHA = 316, H_RESERVED3 = 320,
+  H_ALPHA = 316, H_PREDECESSOR_UUID = 320, H_RESERVED3 = 336,
   H_STRINGS = 1024,
   H_CHECKSUM = FVD_HEADER_SIZE - 8,
 };
@@ -194,6 +194,8 @@ parse (const uint8_t *copy, struct fvd_header *h)
   memcpy (&h->backing_uuid, copy + H_BACKING_UUID, sizeof h->backing_uuid);
   memcpy (&h->successor_uuid, copy + H_SUCCESSOR_UUID,
           sizeof h->successor_uuid);
+  memcpy (&h->predecessor_uuid, copy + H_PREDECESSOR_UUID,
+          sizeof h->predecessor_uuid);
   get_area (copy + H_TABLE, &h->table);
   get_area (copy + H_PROFILE, &h->profile);
   h->chunk_bits = nc_get_le32 (copy + H_CHUNK_BITS);
@@ -483,6 +485,8 @@ serialize (const struct fvd_header *h, uint8_t *copy)
   memcpy (copy + H_BACKING_UUID, &h->backing_uuid, sizeof h->backing_uuid);
   memcpy (copy + H_SUCCESSOR_UUID, &h->successor_uuid,
           sizeof h->successor_uuid);
+  memcpy (copy + H_PREDECESSOR_UUID, &h->predecessor_uuid,
+          sizeof h->predecessor_uuid);
   put_area (copy + H_TABLE, &h->table);
   put_area (copy + H_PROFILE, &h->profile);
   nc_put_le32 (copy + H_CHUNK_BITS, h->chunk_bits);
