@@ -313,3 +313,99 @@ for at in {0, n // 2, max(n - 9000, 0)}:
     [ ! -e new.fvd ]
   done
 }
+
+# --- whose a new image is ---------------------------------------------------
+
+# set_acl FILE: user 54323 may read it, too.  Fails where there are no ACLs.
+set_acl ()
+{
+  /usr/bin/python3 -c 'import os, struct, sys
+entries = [(1, 6, -1), (2, 4, 54323), (4, 0, -1), (16, 4, -1), (32, 0, -1)]
+os.setxattr(sys.argv[1], "system.posix_acl_access", struct.pack("<I", 2) +
+            b"".join(struct.pack("<HHi", *e) for e in entries))' "$1"
+}
+
+# acl FILE: in hexadecimal; nothing if it has none.
+acl ()
+{
+  /usr/bin/python3 -c 'import os, sys
+try:
+    print(os.getxattr(sys.argv[1], "system.posix_acl_access").hex())
+except OSError:
+    pass' "$1"
+}
+
+@test "a snapshot is as private as the image before it" {
+  (umask 077; "$NBDCHAIN" create a.fvd 1M >/dev/null)
+  (umask 000; "$NBDCHAIN" snapshot a.fvd b.fvd >/dev/null)
+  [ "$(stat -c %a b.fvd)" = 600 ]
+  chmod 664 b.fvd
+  (umask 077; "$NBDCHAIN" snapshot b.fvd c.fvd >/dev/null)
+  [ "$(stat -c %a c.fvd)" = 664 ]
+}
+
+@test "root's snapshot of an image belongs to the owner of that, with its ACL" {
+  [ "$(id -u)" -eq 0 ] || skip "needs root, to give files away"
+  "$NBDCHAIN" create a.fvd 1M >/dev/null
+  chown 54321:54322 a.fvd
+  chmod 600 a.fvd
+  "$NBDCHAIN" snapshot a.fvd b.fvd >/dev/null
+  [ "$(stat -c %u:%g:%a b.fvd)" = 54321:54322:600 ]
+  [ -z "$(acl b.fvd)" ]
+  set_acl b.fvd || skip "no ACLs here"
+  "$NBDCHAIN" snapshot b.fvd c.fvd >/dev/null
+  [ "$(stat -c %u:%g:%a c.fvd)" = 54321:54322:640 ]
+  [ -n "$(acl b.fvd)" ]
+  [ "$(acl c.fvd)" = "$(acl b.fvd)" ]
+}
+
+@test "a snapshot whose owner cannot be kept is not made" {
+  local his=(setpriv --reuid 54321 --regid 54321 --clear-groups)
+  [ "$(id -u)" -eq 0 ] || skip "needs root, to be another user"
+  "$NBDCHAIN" create a.fvd 1M >/dev/null
+  chmod 666 a.fvd
+  scratch=$(mktemp -d /tmp/nbdchain-his.XXXXXX)
+  scratch_dirs+=("$scratch")
+  chmod 777 "$scratch"
+  mkdir "$scratch/bin"
+  mv a.fvd "$scratch"
+  cp "$top_builddir/tools/.libs/nbdchain" "$top_builddir/lib/.libs/"*.so \
+    "$scratch/bin"
+  chmod -R a+rX "$scratch/bin"
+  cd "$scratch"
+  run -1 "${his[@]}" env LD_LIBRARY_PATH="$scratch/bin" \
+    LD_PRELOAD="$NBDCHAIN_PRELOAD" "$scratch/bin/nbdchain" snapshot a.fvd b.fvd
+  [[ $output == *"b.fvd: owner, mode, ACL or label"*"cannot be given"* ]]
+  [ "$(echo *)" = "a.fvd bin" ]
+  [ "$("$NBDCHAIN" info --json a.fvd | jq .retired)" = false ]
+}
+
+@test "what another user has put there is not taken for a snapshot of ours" {
+  [ "$(id -u)" -eq 0 ] || skip "needs root, to give files away"
+  "$NBDCHAIN" create a.fvd 1M >/dev/null
+  cp a.fvd before
+  "$NBDCHAIN" snapshot a.fvd b.fvd >/dev/null
+  # As if it had been interrupted.
+  cp before a.fvd
+  chown 54321 b.fvd
+  run -1 "$NBDCHAIN" snapshot a.fvd b.fvd
+  [[ $output == *"b.fvd: exists"*"owner"* ]]
+  [ "$("$NBDCHAIN" info --json a.fvd | jq .retired)" = false ]
+  chown 0 b.fvd
+  chmod 666 b.fvd
+  run -1 "$NBDCHAIN" snapshot a.fvd b.fvd
+  [[ $output == *"b.fvd: exists"*"mode"* ]]
+  chmod 644 b.fvd
+  "$NBDCHAIN" snapshot a.fvd b.fvd >/dev/null
+}
+
+@test "a profile that replaces another keeps owner and mode" {
+  "$NBDCHAIN" create a.fvd 1M >/dev/null
+  printf 'nbdchain-profile 1\nsize 1048576\n0 0 4096\n' >in
+  "$NBDCHAIN" profile import a.fvd in
+  install -m 640 in out
+  [ "$(id -u)" -ne 0 ] || chown 54321:54322 out
+  before=$(stat -c %u:%g:%a out)
+  "$NBDCHAIN" profile export a.fvd out
+  [ "$(stat -c %u:%g:%a out)" = "$before" ]
+}
