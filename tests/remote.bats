@@ -693,6 +693,26 @@ says=(--filter=exportname "exportdesc=fixed:the golden disk")
   run -0 "${open[@]}"
 }
 
+@test "a base that does not give its description any more is refused" {
+  local right=("${says[@]}")
+  base_up base.raw "${right[@]}"
+  overlay a.fvd
+  nbdkit_with_chain
+  open=("${nbdkit[@]}" -U - "$NBDCHAIN_PLUGIN" a.fvd)
+  base_down
+  base_up base.raw
+  run -1 "${open[@]}" --run true
+  [[ $output == *"the golden disk"*"different export"* ]]
+  # What is no server of another name: it was named by the operator.
+  run -0 "${open[@]}" base=base.raw --run true
+  # Nor is it when it happens meanwhile, or to a server that comes after one
+  # that died.
+  base_down
+  base_up base.raw "${right[@]}"
+  comes_back_as 'the golden disk' base.raw
+  "$NBDCHAIN" map a.fvd >/dev/null
+}
+
 # --- many requests --------------------------------------------------------
 
 @test "max-waiting bounds the requests that wait; the others fail at once" {

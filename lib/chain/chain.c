@@ -92,7 +92,12 @@ open_offline (const char *ref, const struct nc_backing *backing)
   }
   dev->size = backing->size;
   dev->remote = true;
-  return dev;
+  dev->identity = strdup (backing->identity);
+  if (dev->identity)
+    return dev;
+  nc_error ("%s: %m", ref);
+  offline_close (dev);
+  return NULL;
 }
 
 /* Opening a backing. */
@@ -226,11 +231,12 @@ check_backing (const struct nc_layer *above, const struct nc_layer *layer)
     errno = EINVAL;
     return -1;
   }
-  if (b->identity[0] && layer->dev->identity &&
-      strcmp (b->identity, layer->dev->identity) != 0) {
-    nc_error ("%s: calls itself '%s', but '%s' was made over '%s'; this is "
-              "a different export", layer->path, layer->dev->identity,
-              above->path, b->identity);
+  if (b->identity[0] && layer->dev->remote &&
+      strcmp (b->identity, layer->dev->identity ? : "") != 0) {
+    nc_error ("%s: calls itself '%s', but '%s' was made over '%s'; "
+              "this is a different export; if it has the same content: "
+              "nbdchain rebase --unsafe", layer->path,
+              layer->dev->identity ? : "", above->path, b->identity);
     errno = EINVAL;
     return -1;
   }
