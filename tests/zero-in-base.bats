@@ -104,3 +104,45 @@ EOF
   run -2 "$NBDCHAIN" create -b base.raw -F raw --allow . top.fvd
   [[ $output == *"--allow goes with --zero-in-base"* ]]
 }
+
+# hostile SIZE MODE: the server of the base is peers/nbd-peer.py.
+hostile ()
+{
+  start peer /usr/bin/python3 "$top_srcdir/tests/peers/nbd-peer.py" \
+    "$PWD/peer.sock" "$@"
+  wait_for 20 test -S peer.sock
+  uri="nbd+unix:///?socket=$PWD/peer.sock"
+}
+
+# none_made TEXT [OPTION...]: no image is, and why is said in time.
+none_made ()
+{
+  run -1 timeout 60 "$NBDCHAIN" create -b "$uri" -F raw --zero-in-base \
+    --retry 1 top.fvd "${@:2}"
+  [[ $output == *"$1"* ]]
+  [ "$(echo top.fvd*)" = "top.fvd*" ]
+}
+
+@test "a remote that stalls is given up, as in a read" {
+  hostile 1048576 mute
+  none_made "peer.sock"
+}
+
+@test "a remote that answers reads, but not what is zeros, is given up" {
+  hostile 1048576 status-mute
+  none_made "does not answer requests for block status"
+}
+
+@test "a remote of absurd size is refused at once" {
+  hostile 4611686018427387904 honest
+  none_made "zeros can be looked for in at most 1125899906842624"
+  # Not what is smaller.
+  "$NBDCHAIN" create -b "$uri" -F raw --zero-in-base top.fvd 1M
+}
+
+@test "it is shown how far it is" {
+  make_holes base.raw
+  run -0 --separate-stderr "$NBDCHAIN" create -b base.raw -F raw \
+    --zero-in-base --progress top.fvd
+  [[ $stderr == *"looking for zeros"*"100 %"* ]]
+}

@@ -12,9 +12,11 @@
 #include <string.h>
 
 #include "chain/ref.h"
+#include "chain/chain.h"
 #include "image/image.h"
 #include "nbd/tls.h"
 #include "prefetch.h"
+#include "progress.h"
 #include "util/checked.h"
 #include "util/report.h"
 
@@ -35,6 +37,10 @@ static const char help[] =
   "                         of itself: these blocks never need it again\n"
   "      --allow=X          for --zero-in-base: a directory or NBD URI that\n"
   "                         references in the backing may lead to\n"
+  "      --retry=SECONDS    for --zero-in-base: how long to wait for a remote\n"
+  "                         that cannot be reached (default: 60, 0 = for ever)\n"
+  "      --progress         for --zero-in-base: show progress, also where\n"
+  "                         there is no terminal\n"
   "      --block-size=N     unit of allocation, a power of two (default: 4K,\n"
   "                         more on disks beyond 1T)\n"
   "      --journal-size=N   room for the journal, 16K to 1G (default: 1M)\n"
@@ -52,12 +58,16 @@ static const char help[] =
   "Example:\n"
   "  nbdchain create -b nbd://server/base -F raw top.fvd\n";
 
-enum { OPT_ALLOW = 256, OPT_ZERO_IN_BASE, OPT_BLOCK_SIZE, OPT_JOURNAL_SIZE, OPT_DATA_FILE, OPT_COMPACT,
-       OPT_GROW_UNIT, OPT_JSON };
+enum {
+  OPT_ALLOW = 256, OPT_ZERO_IN_BASE, OPT_RETRY, OPT_PROGRESS, OPT_BLOCK_SIZE,
+  OPT_JOURNAL_SIZE, OPT_DATA_FILE, OPT_COMPACT, OPT_GROW_UNIT, OPT_JSON
+};
 
 static const struct option options[] = {
   { "allow", required_argument, NULL, OPT_ALLOW },
   { "zero-in-base", no_argument, NULL, OPT_ZERO_IN_BASE },
+  { "retry", required_argument, NULL, OPT_RETRY },
+  { "progress", no_argument, NULL, OPT_PROGRESS },
   { "backing", required_argument, NULL, 'b' },
   { "backing-format", required_argument, NULL, 'F' },
   { "block-size", required_argument, NULL, OPT_BLOCK_SIZE },
@@ -161,12 +171,18 @@ create_quietly (const struct nc_image_create_options *opts)
 }
 
 static int
-create (const struct nc_image_create_options *opts, bool json)
+create (struct nc_image_create_options *opts, bool progress, bool json)
 {
   struct nc_image_info info = { 0 };
-  int status = EXIT_DONE;
+  int status = EXIT_DONE, r;
 
-  if (create_quietly (opts) == -1)
+  opts->opaque = progress_start ("looking for zeros", opts->zero_in_base
+                                 ? progress_style (progress, json)
+                                 : PROGRESS_NONE);
+  opts->progress = progress_call;
+  r = create_quietly (opts);
+  progress_finish (opts->opaque, r == 0);
+  if (r == -1)
     return EXIT_FAILED;
   if (nc_image_inspect (opts->path, NULL, &info) == -1)
     return EXIT_FAILED;
@@ -223,11 +239,14 @@ int
 create_main (int argc, char *argv[])
 {
   struct nc_tls tls = { NULL, NULL, NULL };
-  struct nc_image_create_options opts = { .tls = &tls };
+  struct nc_image_create_options opts = {
+    .tls = &tls, .retry = NC_RETRY_DEFAULT,
+  };
   struct nc_image_amendment prefetch = { 0 };
   __attribute__ ((__cleanup__ (chain_args_free))) struct chain_args args =
     { 0 };
-  bool json = false;
+  bool json = false, progress = false;
+  uint64_t retry;
   int c, r;
 
   while ((c = getopt_long (argc, argv, "b:F:h", options, NULL)) != -1)
@@ -245,6 +264,14 @@ create_main (int argc, char *argv[])
       break;
     case OPT_ZERO_IN_BASE:
       opts.zero_in_base = true;
+      break;
+    case OPT_RETRY:
+      if (parse_number ("--retry", optarg, 0, UINT32_MAX, &retry) == -1)
+        return EXIT_USAGE;
+      opts.retry = (unsigned) retry;
+      break;
+    case OPT_PROGRESS:
+      progress = true;
       break;
     case OPT_DATA_FILE:
       opts.data_file = optarg;
@@ -287,5 +314,5 @@ create_main (int argc, char *argv[])
   }
   if (check_options (&opts) == -1 || remote_tls_check (&tls) == -1)
     return usage_error (argv[0]);
-  return create (&opts, json);
+  return create (&opts, progress, json);
 }

@@ -436,6 +436,13 @@ extern int nc_export_extents (struct nc_export *export,
                               struct nc_extents *extents, bool one)
   __attribute__ ((__nonnull__ (1, 2)));
 
+/* The same, without ONE, for what must not be guessed: nc_export_extents calls
+ * data what it could learn from an unreachable remote only.  Then this returns
+ * -1 with errno ENOTCONN, not reported, and EXTENTS has what comes before. */
+extern int nc_export_extents_known (struct nc_export *export,
+                                    struct nc_extents *extents)
+  __attribute__ ((__nonnull__ (1, 2)));
+
 /* The UUID of the export's top layer as text; "" if it has none.  A client
  * that reconnects can tell by it that this is the same disk. */
 extern const char *nc_export_uuid (const struct nc_export *export)

@@ -1273,24 +1273,29 @@ nc_export_missing (struct nc_export *export, const struct nc_layer *base,
 
 /* Block status. */
 
+/* GUESS: what a remote that is unreachable, or has no slot, would have to tell
+ * is data.  Else that is -1 with errno ENOTCONN. */
 static int
 remote_extents (struct nc_export *export, struct nc_layer *layer,
-                struct nc_extents *extents, uint64_t end)
+                struct nc_extents *extents, uint64_t end, bool guess)
 {
   NC_SLOT slot = nc_slots_take (&export->slots);
   int r = slot ? layer->format->extents (layer, extents, end) : -1;
 
   if (slot)
     note_answer (slot, r);
+  if (r == 0 || (errno != ENOTCONN && errno != EBUSY))
+    return r;
   /* "Data" is always true, and nobody need wait to hear it. */
-  if (r == -1 && (errno == ENOTCONN || errno == EBUSY))
-    r = nc_extents_append (extents, end - nc_extents_next (extents), 0);
-  return r;
+  if (guess)
+    return nc_extents_append (extents, end - nc_extents_next (extents), 0);
+  errno = ENOTCONN;
+  return -1;
 }
 
-int
-nc_export_extents (struct nc_export *export, struct nc_extents *extents,
-                   bool one)
+static int
+fill_extents (struct nc_export *export, struct nc_extents *extents, bool one,
+              bool guess)
 {
   struct nc_view *view = enter (export, NC_VIEW_READ);
   int r = 0;
@@ -1312,13 +1317,26 @@ nc_export_extents (struct nc_export *export, struct nc_extents *extents,
     }
     layer = view->layers[i];
     r = layer->dev->remote
-      ? remote_extents (export, layer, extents, at + run)
+      ? remote_extents (export, layer, extents, at + run, guess)
       : layer->format->extents (layer, extents, at + run);
   }
   leave (export, view, NC_VIEW_READ);
   if (one)                      /* the second was there to end the first */
     extents->n = nc_min64 (extents->n, 1);
   return r;
+}
+
+int
+nc_export_extents (struct nc_export *export, struct nc_extents *extents,
+                   bool one)
+{
+  return fill_extents (export, extents, one, true);
+}
+
+int
+nc_export_extents_known (struct nc_export *export, struct nc_extents *extents)
+{
+  return fill_extents (export, extents, false, false);
 }
 
 int

@@ -335,6 +335,9 @@ nc_backing_learn (const struct nc_path *image, const char *name,
 
 #define GROW_UNIT (UINT64_C (64) << 20)
 
+/* Zeros of the backing that are recorded: 16 MiB of memory. */
+#define ZERO_RANGES_MAX (1 << 20)
+
 /* 4 KiB up to 1 TiB, then larger, so that the bitmap stays moderate. */
 static unsigned
 default_block_bits (uint64_t size)
@@ -527,12 +530,16 @@ find_zeroes (const struct nc_image_create_options *opts,
 {
   const struct nc_chain_options chain_opts = {
     .image = opts->backing, .is_ref = true, .format = opts->backing_format,
-    .allow = opts->allow, .tls = opts->tls, .retry = NC_RETRY_DEFAULT,
+    .allow = opts->allow, .tls = opts->tls, .retry = opts->retry,
     .memory_fd = -1, .read_only = true,
+  };
+  const struct nc_zeroes_options zeroes = {
+    .size = fvd->size, .block_bits = fvd->block_bits, .max = ZERO_RANGES_MAX,
+    .progress = opts->progress, .opaque = opts->opaque,
   };
 
   fvd->zero = zero;
-  return nc_zeroes_find (&chain_opts, fvd->size, fvd->block_bits, zero);
+  return nc_zeroes_find (&chain_opts, &zeroes, zero);
 }
 
 /* Create the image with its backing already known. */

@@ -106,7 +106,11 @@ struct nc_image_create_options {
   const struct nc_tls *tls;     /* for a backing with TLS, or NULL */
   bool zero_in_base;            /* what is zeros in the backing now is
                                    recorded as such, by block status */
-  const struct nc_allow *allow; /* for that: as in nc_chain_options */
+  const struct nc_allow *allow; /* for that: as in nc_chain_options, */
+  unsigned retry;               /* how long it waits for a remote, in seconds;
+                                   0: for ever; */
+  void (*progress) (void *opaque, uint64_t done, uint64_t total);
+  void *opaque;                 /* and how far it is; NULL: not called */
   uint32_t block_size;          /* 0 = default */
   uint64_t journal_size;        /* 0 = default */
   const char *data_file;        /* where the data is to be, as the operator

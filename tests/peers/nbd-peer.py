@@ -25,6 +25,7 @@ except for its MODE is honest:
   status-long     block status: an extent far beyond the request
   status-tiny     block status: as many extents of one byte as fit
   status-none     block status: an answer without extents
+  status-mute     block status: no answer
   status-error    block status: EIO
   status-twice    block status: two answers
   minimum-odd     a minimum block size that is no power of two
@@ -295,7 +296,7 @@ def serve(s):
             ">IHHQQI", recv_all(s, 28))
         if kind == 2 or MODE == "drop":
             return
-        if MODE == "mute":
+        if MODE == "mute" or (MODE == "status-mute" and kind == 7):
             continue
         if kind == 0:
             read(s, cookie, offset, count)

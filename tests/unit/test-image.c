@@ -16,7 +16,9 @@
 
 #include "chain/chain.h"
 #include "folder.h"
+#include "format/fvd/fvd.h"
 #include "fvd-reader.h"
+#include "image/find-zeros.h"
 #include "tap.h"
 
 /* What the library syncs.  These two stand before those of the C library. */
@@ -246,6 +248,38 @@ test_large_backing (void)
       info.backing_size == max, "one of that size is not");
   nc_image_info_free (&info);
   unlink (at ("a.fvd"));
+}
+
+/* Of many zeros the first ones are found, in memory that is bounded. */
+static void
+test_many_zeros (void)
+{
+  const struct nc_chain_options chain = {
+    .image = at ("z.raw"), .is_ref = true, .format = "raw", .memory_fd = -1,
+    .read_only = true,
+  };
+  struct nc_zeroes_options opts = {
+    .size = 1 << 20, .block_bits = 16, .max = 3,
+  };
+  struct fvd_ranges ranges = { 0 };
+  const int fd = open (at ("z.raw"), O_RDWR | O_CREAT | O_CLOEXEC, 0600);
+  uint64_t places = 0;
+
+  must (fd >= 0 && ftruncate (fd, 1 << 20) == 0, "file");
+  for (off_t offset = 0; offset < 1 << 20; offset += 2 << 16, ++places)
+    must (pwrite (fd, "x", 1, offset) == 1, "pwrite");
+  close (fd);
+  tap_clear ();
+  ok (nc_zeroes_find (&chain, &opts, &ranges) == 0 && ranges.n == 3 &&
+      ranges.v[0].blk == 1 && ranges.v[0].count == 1 &&
+      ranges.v[2].blk == 5 && tap_errors == 0,
+      "of many zeros the first ones are found");
+  ranges.n = 0;
+  opts.max = places;
+  ok (nc_zeroes_find (&chain, &opts, &ranges) == 0 && ranges.n == places &&
+      ranges.v[places - 1].blk == 2 * places - 1, "all, if there is room");
+  free (ranges.v);
+  unlink (at ("z.raw"));
 }
 
 static void
@@ -613,6 +647,7 @@ main (void)
   test_create ();
   test_limits ();
   test_large_backing ();
+  test_many_zeros ();
   test_backing ();
   test_check ();
   test_snapshots ();
