@@ -451,14 +451,6 @@ check_options (const struct serve *serve)
   return 0;
 }
 
-static const char *
-environment (const char *name, const char *otherwise)
-{
-  const char *value = getenv (name);
-
-  return value && value[0] ? value : otherwise;
-}
-
 /* The filters that move data: as the user says, else as the image does. */
 struct filters {
   bool stream, prefetch;
@@ -488,8 +480,12 @@ choose_filters (const struct serve *serve, const char *image, char *extra[])
 static void
 add_filter (struct args *command, const char *name)
 {
-  add_arg (command, "--filter=%s/nbdkit-%s-filter.so",
-           environment ("NBDCHAIN_FILTERS", FILTERS_PATH), name);
+  NC_FREE char *path = environment_filter (name);
+
+  if (path)
+    add_arg (command, "--filter=%s", path);
+  else
+    command->failed = true;
 }
 
 /* The command line of nbdkit.  EXTRA goes last, where nbdkit takes options,
@@ -501,7 +497,7 @@ make_command (const struct serve *serve, const char *image, char *extra[],
   const struct filters filters = choose_filters (serve, image, extra);
   size_t i;
 
-  add_arg (command, "%s", environment ("NBDKIT", NBDKIT_PATH));
+  add_arg (command, "%s", environment_get ("NBDKIT", NBDKIT_PATH));
   add_arg (command, "-t%" PRIu64, serve->threads);
   if (serve->tls.path)
     add_arg (command, "--tls=%s", serve->tls.mode ? : "require");
@@ -515,7 +511,7 @@ make_command (const struct serve *serve, const char *image, char *extra[],
     add_filter (command, "stream");
   if (filters.prefetch)
     add_filter (command, "prefetch");
-  add_arg (command, "%s", environment ("NBDCHAIN_PLUGIN", PLUGIN_PATH));
+  add_arg (command, "%s", environment_get ("NBDCHAIN_PLUGIN", PLUGIN_PATH));
   /* Not to be read as an option or as KEY=VALUE. */
   add_arg (command, "%s%s", image[0] == '/' ? "" : "./", image);
   for (i = 0; i < serve->parameters.n; i++)
@@ -620,7 +616,7 @@ run (struct serve *serve, const char *image, char *extra[])
   struct args command = { NULL, 0, false };
   int status = EXIT_FAILED;
 
-  if (check_credentials (&serve->tls) == -1)
+  if (environment_check () == -1 || check_credentials (&serve->tls) == -1)
     return EXIT_FAILED;
   make_command (serve, image, extra, &command);
   if (command.failed || serve->parameters.failed) {

@@ -3,7 +3,7 @@
 
 /* The parts of "nbdchain serve": the socket that clients connect to, the
  * supervisor of the nbdkit that serves them, what is said to systemd, which
- * options nbdkit may be given, and what the image wants. */
+ * variables and options nbdkit may be given, and what the image wants. */
 #ifndef NBDCHAIN_SERVE_H
 #define NBDCHAIN_SERVE_H
 
@@ -66,6 +66,21 @@ extern int systemd_sockets (void);
 /* Tell systemd, with assignments as in sd_notify(3), a line each. */
 extern void systemd_notify (const char *fmt, ...)
   __attribute__ ((__format__ (printf, 1, 2), __nonnull__ (1)));
+
+/* environment.c */
+
+/* The variable NAME; OTHERWISE if it is not set, or empty. */
+extern const char *environment_get (const char *name, const char *otherwise)
+  __attribute__ ((__nonnull__ (1, 2)));
+
+/* The path of the filter NAME, allocated; NULL if out of memory. */
+extern char *environment_filter (const char *name)
+  __attribute__ ((__nonnull__ (1)));
+
+/* As root: whether nobody else can change the programs and libraries that
+ * variables name for nbdkit and for us, NBDKIT, NBDCHAIN_PLUGIN,
+ * NBDCHAIN_FILTERS and those of the loader.  Returns -1, reported. */
+extern int environment_check (void);
 
 /* nbdkit-options.c */
 

@@ -731,20 +731,37 @@ check_link (struct nc_walk *walk, const struct stat *st,
                 (unsigned) st->st_uid);
 }
 
+/* Who could make what is missing? */
+static int
+check_missing (struct nc_walk *walk, const char *text)
+{
+  const int err = errno;
+  struct stat st;
+
+  if (err == ENOENT && fstat (walk->level[walk->n - 1].fd, &st) == 0 &&
+      (st.st_mode & 022))
+    return distrust (walk, "others than root may make %s", text);
+  errno = err;
+  return -1;
+}
+
 bool
 nc_path_is_roots (const char *text, char **why)
 {
   static const struct nc_walk_rules rules = {
-    .come = check_trust, .follow = check_link,
+    .come = check_trust, .follow = check_link, .lost = check_missing,
   };
   struct nc_walk walk = { .n = 0 };
   bool is;
+  int err;
 
   *why = NULL;
   is = nc_walk_begin (&walk, &rules, why, -1, "/") == 0 &&
     nc_walk_along (&walk, text) == 0;
+  err = errno;
   if (!is && *why == NULL && asprintf (why, "%s: %m", text) == -1)
     *why = NULL;
   nc_walk_end (&walk);
+  errno = err;
   return is;
 }

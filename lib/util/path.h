@@ -96,8 +96,9 @@ extern int nc_path_open_dir (const char *text, struct nc_path *path)
 /* Whether nobody but root can change what TEXT, absolute, names: root owns it
  * and each directory above, and no other user can write to these (but to one
  * with the sticky bit, such as /tmp, in which he cannot replace what root
- * owns).  If not, *why says what is wrong with which of them: allocated, NULL
- * if there is no memory. */
+ * owns).  If not, errno is EPERM, and *why says what is wrong with which of
+ * them: allocated, NULL if there is no memory.  With ENOENT something is
+ * missing, in a directory in which only root can make it. */
 extern bool nc_path_is_roots (const char *text, char **why)
   __attribute__ ((__nonnull__ (1, 2)));
 

@@ -395,6 +395,9 @@ test_trust (void)
   is_roots ("/tmp", "may write", "a directory for all is not");
   is_roots ("/nonexistent/x", "/nonexistent/x: No such",
             "what does not exist is not");
+  ok (errno == ENOENT, "but only root could make it");
+  is_roots ("/tmp/no such thing", "others than root may make",
+            "what others could make is not");
   if (geteuid () != 0) {
     is_roots (at ("ours"), "belongs to user", "a file of ours is not");
     return;
