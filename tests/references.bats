@@ -816,7 +816,7 @@ his_directory ()
   scratch=$(mktemp -d /tmp/nbdchain-his.XXXXXX)
   scratch_dirs+=("$scratch")
   chmod 755 "$scratch"
-  cd "$scratch"
+  cd "$scratch" || return 1
   cp "$want" .
   mkdir his ours
   chmod 700 ours

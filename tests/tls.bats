@@ -27,10 +27,10 @@ setup_file ()
   "$top_srcdir/scripts/make-certificates" pki localhost 127.0.0.1
   "$top_srcdir/scripts/make-certificates" other-ca localhost 127.0.0.1
   mkdir other-name self-signed expired
-  cp pki/ca-*.pem other-name
+  cp -r pki/ca other-name
   "$top_srcdir/scripts/make-certificates" other-name elsewhere.example
-  cp pki/{ca-cert,server-key}.pem self-signed
-  cp pki/{ca-cert,server-key}.pem expired
+  cp pki/server/{ca-cert,server-key}.pem self-signed
+  cp pki/server/{ca-cert,server-key}.pem expired
   printf '%s\n' 'cn = "localhost"' 'dns_name = "localhost"' \
     'ip_address = "127.0.0.1"' tls_www_server signing_key encryption_key \
     'activation_date = "2020-01-01 00:00:00"' \
@@ -41,11 +41,12 @@ setup_file ()
     --outfile self-signed/server-cert.pem
   certtool --generate-certificate --no-text --template expired.cfg \
     --load-privkey expired/server-key.pem \
-    --load-ca-certificate pki/ca-cert.pem --load-ca-privkey pki/ca-key.pem \
+    --load-ca-certificate pki/ca/ca-cert.pem \
+    --load-ca-privkey pki/ca/ca-key.pem \
     --outfile expired/server-cert.pem
   # A client that has nothing but whom to trust.
   mkdir trust
-  cp pki/ca-cert.pem trust
+  cp pki/ca/ca-cert.pem trust
   (
     umask 077
     psktool -u alice -p alice.psk
@@ -117,7 +118,7 @@ no_server ()
 # --- Remotes --------------------------------------------------------------
 
 @test "a base with a certificate is read over TLS, byte for byte" {
-  base_up pki
+  base_up pki/server
   overlay top.fvd --remote-tls-certificates "$certs/trust"
   run -0 "$NBDCHAIN" info --json top.fvd
   [ "$(jq -r .backing.reference <<<"$output")" = "$remote" ]
@@ -132,7 +133,7 @@ no_server ()
   # An address is a name, too; and other servers have other libraries.
   rm base.pid
   start base qemu-nbd -r -f raw -t -p "$port" -b 127.0.0.1 --pid-file base.pid \
-    --object "tls-creds-x509,id=tls,endpoint=server,dir=$certs/pki,verify-peer=no" \
+    --object "tls-creds-x509,id=tls,endpoint=server,dir=$certs/pki/server,verify-peer=no" \
     --tls-creds tls base.raw
   wait_for 60 is_ready_or_gone base.pid "$pid"
   remote="nbds://127.0.0.1:$port/"
@@ -162,10 +163,10 @@ no_server ()
 
 @test "no impostor gets a connection, whatever its certificate" {
   local dir
-  base_up pki
+  base_up pki/server
   overlay top.fvd --remote-tls-certificates "$certs/trust"
   base_down
-  for dir in other-ca self-signed other-name expired; do
+  for dir in other-ca/server self-signed other-name/server expired; do
     base_up "$dir"
     no_overlay --remote-tls-certificates "$certs/trust"
     [[ $output == *"certificate is not of this host name, not signed by"* ]]
@@ -174,7 +175,7 @@ no_server ()
     base_down
   done
   # Another name than the right server's own.
-  base_up pki
+  base_up pki/server
   remote="nbds://127.0.0.2:$port/"
   no_overlay --remote-tls-certificates "$certs/trust"
   [[ $output == *"certificate is not of this host name"* ]]
@@ -188,19 +189,19 @@ no_server ()
   no_overlay --remote-tls-psk "$certs/alice.psk"
   [[ $output == *"the server has no TLS"* ]]
   base_down
-  base_up pki
+  base_up pki/server
   remote="nbd://localhost:$port/"
   no_overlay --remote-tls-certificates "$certs/trust"
   [[ $output == *"the server wants TLS: name it nbds:, and give"* ]]
 }
 
 @test "without somebody to trust there is no connection at all" {
-  base_up pki --verbose
+  base_up pki/server --verbose
   mkdir empty broken none bad-client
   echo "no certificate" >broken/ca-cert.pem
   : >none/ca-cert.pem
   cp "$certs/trust/ca-cert.pem" bad-client
-  cp "$certs/pki/server-key.pem" bad-client/client-key.pem
+  cp "$certs/pki/server/server-key.pem" bad-client/client-key.pem
   cp "$certs/pki/client/client-cert.pem" bad-client
   no_overlay
   [[ $output == *"give remote-tls-certificates=DIRECTORY or"* ]]
@@ -220,14 +221,14 @@ no_server ()
 }
 
 @test "certificates over a Unix socket are refused, as libnbd does not verify them" {
-  base_on_unix --tls-certificates="$certs/pki"
+  base_on_unix --tls-certificates="$certs/pki/server"
   no_overlay --remote-tls-certificates "$certs/trust"
   [[ $output == *"does not verify certificates over a Unix socket"* ]]
 }
 
 @test "credentials are never taken from a URI, nor half of them" {
   local bad
-  base_up pki
+  base_up pki/server
   overlay top.fvd --remote-tls-certificates "$certs/trust"
   for bad in "nbds://localhost:$port/?tls-certificates=$certs/trust" \
              "nbds://localhost:$port/?tls-verify-peer=false" \
@@ -281,7 +282,7 @@ no_server ()
 }
 
 @test "a server that wants to know its clients gets our certificate" {
-  base_up pki --tls-verify-peer
+  base_up pki/server --tls-verify-peer
   no_overlay --remote-tls-certificates "$certs/trust"
   overlay top.fvd --remote-tls-certificates "$certs/pki/client"
   serve top.fvd --allow "$remote" --remote-tls-certificates "$certs/pki/client"
@@ -296,7 +297,7 @@ read_at ()
 }
 
 @test "a server that restarts is connected to again, an impostor never" {
-  base_up pki
+  base_up pki/server
   overlay top.fvd --remote-tls-certificates "$certs/trust"
   # More than a busy machine may keep the base from its work.
   serve top.fvd --allow "$remote" --remote-tls-certificates "$certs/trust" \
@@ -304,7 +305,7 @@ read_at ()
   local server=$pid
   read_at 0
   base_down
-  base_up pki
+  base_up pki/server
   wait_for 30 read_at 4k
   # Others in its place: without TLS, and with it.
   base_down
@@ -312,11 +313,11 @@ read_at ()
   run -1 read_at 8k
   [[ $output == *"Input/output error"* ]]
   base_down
-  base_up other-ca
+  base_up other-ca/server
   run -1 read_at 8k
   [[ $output == *"Input/output error"* ]]
   base_down
-  base_up pki
+  base_up pki/server
   wait_for 30 assert_same_as base.raw "$uri"
   stop "$server"
 }
@@ -324,25 +325,25 @@ read_at ()
 @test "certificates that vanish while a chain is served end in no connection" {
   mkdir mine
   cp "$certs/trust/ca-cert.pem" mine
-  base_up pki
+  base_up pki/server
   overlay top.fvd --remote-tls-certificates mine
   serve top.fvd --allow "$remote" --remote-tls-certificates mine --retry 4
   local server=$pid
   read_at 0
   base_down
   mv mine/ca-cert.pem .
-  base_up other-ca
+  base_up other-ca/server
   run -1 read_at 8k
   [[ $output == *"Input/output error"* ]]
   base_down
   mv ca-cert.pem mine
-  base_up pki
+  base_up pki/server
   wait_for 30 assert_same_as base.raw "$uri"
   stop "$server"
 }
 
 @test "what an image names is followed with the operator's credentials only" {
-  base_up pki
+  base_up pki/server
   overlay top.fvd --remote-tls-certificates "$certs/trust"
   run -1 timeout 60 "$NBDCHAIN" serve top.fvd \
     --remote-tls-certificates "$certs/trust"
@@ -436,20 +437,20 @@ recipe ()
 
 @test "with a certificate, clients know the server, and it knows them if asked" {
   make_overlay top.fvd base.raw
-  serve_tls top.fvd -p 0 --tls-certificates "$certs/pki"
-  [[ $uri =~ ^nbds://127.0.0.1:([0-9]+)/\?tls-certificates=$certs/pki$ ]]
+  serve_tls top.fvd -p 0 --tls-certificates "$certs/pki/server"
+  [[ $uri =~ ^nbds://127.0.0.1:([0-9]+)/\?tls-certificates=$certs/pki/server$ ]]
   port=${BASH_REMATCH[1]}
   nbdcopy "$uri" copy.img
   cmp base.raw copy.img
   qemu_reads "tls-creds-x509,dir=$certs/trust" \
     "server.type=inet,server.host=localhost,server.port=$port"
-  run ! nbdinfo "nbds://localhost:$port/?tls-certificates=$certs/other-ca"
+  run ! nbdinfo "nbds://localhost:$port/?tls-certificates=$certs/other-ca/server"
   [[ $output == *"certificate verification"* ]]
   run ! nbdinfo --size "nbd://localhost:$port/"
   [[ $output == *"requires TLS"* ]]
   stop "$pid"
 
-  serve_tls top.fvd -p 0 --tls-certificates "$certs/pki" --tls-verify-peer
+  serve_tls top.fvd -p 0 --tls-certificates "$certs/pki/server" --tls-verify-peer
   port=${uri#nbds://127.0.0.1:}
   port=${port%%/*}
   nbdinfo "nbds://localhost:$port/?tls-certificates=$certs/pki/client"
@@ -473,8 +474,8 @@ recipe ()
 
 @test "a certificate for a Unix socket gets a warning" {
   make_overlay top.fvd base.raw
-  serve_tls top.fvd -U "$PWD/tls.sock" --tls-certificates "$certs/pki"
-  [ "$uri" = "nbds+unix:///?socket=$PWD/tls.sock&tls-certificates=$certs/pki" ]
+  serve_tls top.fvd -U "$PWD/tls.sock" --tls-certificates "$certs/pki/server"
+  [ "$uri" = "nbds+unix:///?socket=$PWD/tls.sock&tls-certificates=$certs/pki/server" ]
   grep -q "warning: .*cannot verify a certificate over a Unix socket" serve.err
   stop "$pid"
 }
@@ -498,12 +499,12 @@ wrong_tls ()
   wrong_tls 1 "--tls-certificates: missing: No such" --tls-certificates missing
   wrong_tls 1 "server-cert.pem: No such file" --tls-certificates "$certs/trust"
   mkdir mixed
-  cp "$certs"/pki/{ca-cert,server-cert}.pem mixed
+  cp "$certs"/pki/server/{ca-cert,server-cert}.pem mixed
   wrong_tls 1 "mixed/server-key.pem: No such file" --tls-certificates mixed
-  cp "$certs/other-ca/server-key.pem" mixed
+  cp "$certs/other-ca/server/server-key.pem" mixed
   wrong_tls 1 "mixed/server-cert.pem with server-key.pem: " \
     --tls-certificates mixed
-  cp "$certs/pki/server-key.pem" mixed
+  cp "$certs/pki/server/server-key.pem" mixed
   chmod 604 mixed/server-key.pem
   wrong_tls 1 "every user of this machine can get at it" \
     --tls-certificates mixed
@@ -513,4 +514,66 @@ wrong_tls ()
   : >empty.psk
   chmod 600 empty.psk
   wrong_tls 1 "has no key" --tls-psk empty.psk
+}
+
+# certificate NAME KEY FROM TO: one of the CA for localhost, of KEY, in the file
+# NAME.
+certificate ()
+{
+  printf '%s\n' 'cn = "localhost"' 'dns_name = "localhost"' tls_www_server \
+    signing_key encryption_key "activation_date = \"$3\"" \
+    "expiration_date = \"$4\"" >template
+  certtool --generate-certificate --no-text --template template \
+    --load-privkey "$2" --load-ca-certificate "$certs/pki/ca/ca-cert.pem" \
+    --load-ca-privkey "$certs/pki/ca/ca-key.pem" --outfile "$1"
+}
+
+@test "a certificate that is out of date, or not yet valid, gets a warning" {
+  make_overlay top.fvd base.raw
+  serve_tls top.fvd -p 0 --tls-certificates "$certs/expired"
+  grep -q "warning: $certs/expired/server-cert.pem: expired on 2021-01-01" \
+    serve.err
+  stop "$pid"
+
+  mkdir future
+  cp "$certs/expired/"{ca-cert,server-key}.pem future
+  certificate future/server-cert.pem future/server-key.pem \
+    "2120-01-01 00:00:00" "2121-01-01 00:00:00"
+  serve_tls top.fvd -p 0 --tls-certificates future
+  grep -q "warning: .*future/server-cert.pem: is valid from 2120-01-01" \
+    serve.err
+  stop "$pid"
+
+  mkdir old-ca
+  cp "$certs/pki/server/"server-*.pem old-ca
+  printf '%s\n' 'cn = "old"' ca cert_signing_key \
+    'activation_date = "2019-01-01 00:00:00"' \
+    'expiration_date = "2020-01-01 00:00:00"' >template
+  certtool --generate-self-signed --no-text --template template \
+    --load-privkey "$certs/pki/ca/ca-key.pem" --outfile old-ca/ca-cert.pem
+  serve_tls top.fvd -p 0 --tls-certificates old-ca
+  grep -q "warning: .*old-ca/ca-cert.pem: expired on 2020-01-01" serve.err
+  stop "$pid"
+
+  serve_tls top.fvd -p 0 --tls-certificates "$certs/pki/server"
+  run ! grep -q warning serve.err
+  stop "$pid"
+}
+
+@test "what the server reads has neither the key of the CA nor a client's" {
+  [ "$(cd "$certs/pki" && echo *)" = "ca client server" ]
+  [ "$(cd "$certs/pki/server" && echo *)" = \
+    "ca-cert.pem server-cert.pem server-key.pem" ]
+  [ "$(cd "$certs/pki/client" && echo *)" = \
+    "ca-cert.pem client-cert.pem client-key.pem" ]
+  [ "$(stat -c %a "$certs/pki/ca" "$certs/pki/ca/ca-key.pem" | tr '\n' ' ')" = \
+    "700 600 " ]
+  # One CA for a second server.
+  mkdir second
+  cp -r "$certs/pki/ca" second
+  "$top_srcdir/scripts/make-certificates" second localhost
+  cmp second/ca/ca-key.pem "$certs/pki/ca/ca-key.pem"
+  cmp second/server/ca-cert.pem "$certs/pki/ca/ca-cert.pem"
+  run -1 "$top_srcdir/scripts/make-certificates" second localhost
+  [[ $output == *"is there already"* ]]
 }

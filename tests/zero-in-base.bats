@@ -3,6 +3,7 @@
 # Copyright (C) 2026 The nbdchain authors
 #
 # Zeros of the backing that are recorded when an image is made.
+# shellcheck disable=SC2030,SC2031      # a test is a subshell
 # shellcheck disable=SC2154             # common.bash sets these
 
 load common

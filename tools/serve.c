@@ -395,8 +395,13 @@ check_credentials (struct tls *tls)
               given);
     return -1;
   }
-  if (tls->certificates)
+  if (tls->certificates) {
     r = nc_tls_check_server (tls->path, why, sizeof why);
+    /* The clock may be what is wrong. */
+    if (r == 0 && nc_tls_check_dates (tls->path, why, sizeof why) == -1)
+      nc_error ("warning: %s: clients refuse such a server; make a new "
+                "certificate, or set the clock", why);
+  }
   else {
     r = nc_tls_find_user (tls->path, NULL, &tls->user, why, sizeof why);
     if (r == -1 && errno == ENOTUNIQ)

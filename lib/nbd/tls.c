@@ -23,6 +23,7 @@
 #include <unistd.h>
 
 #include <gnutls/gnutls.h>
+#include <gnutls/x509.h>
 
 #include "util/scope.h"
 
@@ -303,6 +304,74 @@ nc_tls_check_server (const char *path, char *text, size_t len)
   struct stat st;
 
   return fd == -1 ? -1 : load_all (fd, prefix, "server", &st, &why);
+}
+
+/* Times. */
+
+static void
+free_certificates (gnutls_x509_crt_t *v, unsigned n)
+{
+  for (unsigned i = 0; i < n; i++)
+    gnutls_x509_crt_deinit (v[i]);
+  gnutls_free (v);
+}
+
+/* Whether the certificate NAME is valid now. */
+static int
+check_time (gnutls_x509_crt_t crt, const char *prefix, const char *name,
+            const struct why *why)
+{
+  const time_t now = time (NULL);
+  const time_t from = gnutls_x509_crt_get_activation_time (crt);
+  const time_t to = gnutls_x509_crt_get_expiration_time (crt);
+  const bool early = from != -1 && now < from;
+  char text[32] = "";
+  struct tm tm;
+
+  if (!early && (to == -1 || now <= to))
+    return 0;
+  if (gmtime_r (early ? &from : &to, &tm))
+    strftime (text, sizeof text, "%Y-%m-%d %H:%M UTC", &tm);
+  return refuse (why, EKEYEXPIRED, "%s%s: %s %s", prefix, name,
+                 early ? "is valid from" : "expired on", text);
+}
+
+/* The same for all in the file NAME; several of them only if ALL. */
+static int
+check_times (int dirfd, const char *prefix, const char *name, bool all,
+             const struct why *why)
+{
+  TEXT_CLEANUP struct text text = { 0 };
+  gnutls_x509_crt_t *v;
+  gnutls_datum_t data;
+  struct stat st;
+  unsigned n;
+  int r;
+
+  if (read_text (dirfd, prefix, name, false, &text, &st, why) == -1)
+    return -1;
+  data = datum (&text);
+  r = gnutls_x509_crt_list_import2 (&v, &n, &data, GNUTLS_X509_FMT_PEM, 0);
+  if (r < 0)
+    return refuse (why, EINVAL, "%s%s: %s", prefix, name,
+                   gnutls_strerror (r));
+  r = 0;
+  for (unsigned i = 0; r == 0 && i < n && (all || n == 1); i++)
+    r = check_time (v[i], prefix, name, why);
+  free_certificates (v, n);
+  return r;
+}
+
+int
+nc_tls_check_dates (const char *path, char *text, size_t len)
+{
+  const struct why why = { text, len };
+  NC_FREE char *prefix = NULL;
+  NC_CLOSE int fd = open_dir (path, &prefix, &why);
+
+  return fd == -1 ||
+    check_times (fd, prefix, "server-cert.pem", true, &why) == -1 ||
+    check_times (fd, prefix, "ca-cert.pem", false, &why) == -1 ? -1 : 0;
 }
 
 /* Pre-shared keys. */

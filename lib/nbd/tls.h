@@ -59,6 +59,12 @@ extern void nc_tls_dir_close (struct nc_tls_dir *d)
 extern int nc_tls_check_server (const char *path, char *why, size_t len)
   __attribute__ ((__nonnull__ (1, 2)));
 
+/* Whether those certificates are valid at this time: server-cert.pem and what
+ * is with it, and ca-cert.pem if it is one certificate and no collection.
+ * Returns -1 with errno set if one is not, or cannot be read. */
+extern int nc_tls_check_dates (const char *path, char *why, size_t len)
+  __attribute__ ((__nonnull__ (1, 2)));
+
 /* Find USERNAME in the file of keys PATH, which others must not be able to
  * read.  NULL: the only user in it.  Sets *user (allocated).
  * Returns -1 with errno set: ENOTUNIQ if there are several to choose from. */
