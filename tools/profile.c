@@ -249,17 +249,32 @@ show (const char *path, bool json)
 
 /* Export and import. */
 
+/* The file that the operator names, with OFLAGS and the MODE for that; NULL,
+ * reported. */
+static FILE *
+open_stream (const char *file, int oflags, const char *mode)
+{
+  NC_PATH struct nc_path path = NC_PATH_NONE;
+  const int fd = nc_path_open (file, oflags | O_NOCTTY, &path);
+  FILE *fp = fd == -1 ? NULL : fdopen (fd, mode);
+
+  if (fd >= 0 && fp == NULL) {
+    nc_error ("%s: %m", file);
+    close (fd);
+  }
+  return fp;
+}
+
 static int
 read_text (const char *file, struct nc_profile_text *text)
 {
-  FILE *fp = strcmp (file, "-") == 0 ? stdin : fopen (file, "r");
+  FILE *fp = strcmp (file, "-") == 0 ? stdin
+    : open_stream (file, O_RDONLY, "r");
   int r;
 
   *text = (struct nc_profile_text) { 0 };
-  if (fp == NULL) {
-    nc_error ("%s: %m", file);
+  if (fp == NULL)
     return -1;
-  }
   r = nc_profile_text_read (fp, file, text);
   if (fp != stdin)
     fclose (fp);
@@ -366,20 +381,39 @@ write_file (const char *file, const struct nc_profile_text *text)
   return EXIT_FAILED;
 }
 
-/* Where nothing can be lost: a pipe or a terminal, for one. */
+/* Whether nothing can be lost in FD: a pipe or a terminal, for one. */
 static bool
-is_stream (const char *file)
+is_lossless (int fd)
 {
   struct stat st;
 
-  return stat (file, &st) == 0 &&
+  return fstat (fd, &st) == 0 &&
     (S_ISFIFO (st.st_mode) || S_ISCHR (st.st_mode));
+}
+
+static bool
+is_stream (const char *file)
+{
+  NC_PATH struct nc_path path = NC_PATH_NONE;
+  char why[NC_PATH_WHY];
+  NC_CLOSE int fd = nc_path_try (file, O_PATH, &path, why, sizeof why);
+
+  return fd >= 0 && is_lossless (fd);
 }
 
 static int
 write_stream (const char *file, const struct nc_profile_text *text)
 {
-  if (write_to (fopen (file, "ae"), text))
+  FILE *fp = open_stream (file, O_WRONLY | O_APPEND, "a");
+
+  if (fp == NULL)
+    return EXIT_FAILED;
+  if (!is_lossless (fileno (fp))) {
+    nc_error ("%s: has been replaced by another file meanwhile", file);
+    fclose (fp);
+    return EXIT_FAILED;
+  }
+  if (write_to (fp, text))
     return EXIT_DONE;
   nc_error ("%s: %m", file);
   return EXIT_FAILED;

@@ -148,7 +148,7 @@ nc_walk_begin (struct nc_walk *walk, const struct nc_walk_rules *rules,
   walk->rules = rules;
   walk->opaque = opaque;
   walk->n = walk->n_links = 0;
-  walk->text = NULL;
+  walk->text = walk->link = NULL;
   if (copy == NULL)
     return -1;
   fd = fd == -1 ? open ("/", O_PATH | O_DIRECTORY | O_CLOEXEC)
@@ -160,11 +160,21 @@ nc_walk_begin (struct nc_walk *walk, const struct nc_walk_rules *rules,
   return push (walk, fd, copy) == -1 ? -1 : come (walk, SIZE_MAX);
 }
 
+static void
+forget_link (struct nc_walk *walk)
+{
+  if (walk->link)
+    close (walk->link_dir);
+  free (walk->link);
+  walk->link = NULL;
+}
+
 void
 nc_walk_end (struct nc_walk *walk)
 {
   const int err = errno;
 
+  forget_link (walk);
   while (walk->n > 0)
     pop (walk);
   free (walk->text);
@@ -231,9 +241,29 @@ open_component (const struct nc_walk *walk, const char *name)
   return fd == -1 && errno == ENOTDIR ? openat (dir, name, flags) : fd;
 }
 
-/* Read the symbolic link FD, which may be followed. */
+/* The last link that was followed is NAME, here. */
+static int
+note_link (struct nc_walk *walk, const char *name)
+{
+  const int dir = fcntl (walk->level[walk->n - 1].fd, F_DUPFD_CLOEXEC, 0);
+  char *copy = strdup (name);
+
+  forget_link (walk);
+  if (dir >= 0 && copy) {
+    walk->link_dir = dir;
+    walk->link = copy;
+    return 0;
+  }
+  if (dir >= 0)
+    close (dir);
+  free (copy);
+  return -1;
+}
+
+/* Read the symbolic link FD, called NAME, which may be followed. */
 static char *
-read_link (struct nc_walk *walk, int fd, const struct stat *st, size_t rest)
+read_link (struct nc_walk *walk, int fd, const char *name,
+           const struct stat *st, size_t rest)
 {
   char text[PATH_MAX];
   const ssize_t n = readlinkat (fd, "", text, sizeof text);
@@ -244,7 +274,8 @@ read_link (struct nc_walk *walk, int fd, const struct stat *st, size_t rest)
     errno = n == sizeof text ? ENAMETOOLONG : ELOOP;
     return NULL;
   }
-  if (walk->rules->follow (walk, st, rest) == -1)
+  if (walk->rules->follow (walk, st, rest) == -1 ||
+      (rest == 0 && note_link (walk, name) == -1))
     return NULL;
   return strndup (text, n);
 }
@@ -269,7 +300,7 @@ go_down (struct nc_walk *walk, const char *name, size_t rest, char **link)
   if (fstat (fd, &st) == 0 && !S_ISLNK (st.st_mode))
     return push (walk, fd, text) == -1 ? -1
       : walk->rules->come (walk, &st, rest);
-  *link = read_link (walk, fd, &st, rest);
+  *link = read_link (walk, fd, name, &st, rest);
   close (fd);
   free (text);
   return *link ? 0 : -1;
@@ -514,21 +545,19 @@ open_found (const struct nc_walk *walk, const char *given, int oflags,
   return openat (path->dir, path->name, oflags | O_NOFOLLOW | O_CLOEXEC);
 }
 
-/* Open what the operator names as one of the open files in /proc, which need
- * not have another name: /dev/fd/3, if that has been deleted, or never had one.
- * Returns -1 with errno as it was if FOUND is nothing of that kind. */
+/* The last resort where a path leads nowhere: one of the open files in /proc
+ * need not have another name.  /dev/stdout, /dev/fd/3 lead there.  A link of
+ * another user does not. */
 static int
-open_open_file (const struct nc_path *found, int oflags)
+open_open_file (const struct nc_walk *walk, const struct owners *owners,
+                int oflags)
 {
-  const int err = errno;
   struct statfs fs;
-  struct stat st;
 
-  if (fstatfs (found->dir, &fs) == 0 && fs.f_type == PROC_SUPER_MAGIC &&
-      fstatat (found->dir, found->name, &st, AT_SYMLINK_NOFOLLOW) == 0 &&
-      S_ISLNK (st.st_mode))
-    return openat (found->dir, found->name, oflags | O_CLOEXEC);
-  errno = err;
+  if (walk->link && owners->n == 0 && fstatfs (walk->link_dir, &fs) == 0 &&
+      fs.f_type == PROC_SUPER_MAGIC)
+    return openat (walk->link_dir, walk->link, oflags | O_CLOEXEC);
+  errno = ENOENT;
   return -1;
 }
 
@@ -574,22 +603,6 @@ find (const char *text, struct nc_path *path, char *why, size_t len)
   return path->dir >= 0 ? 0 : -1;
 }
 
-/* The last resort where a path leads nowhere. */
-static int
-try_open_file (const char *text, int oflags)
-{
-  NC_PATH struct nc_path found = NC_PATH_NONE;
-  const int err = errno;
-  char why[NC_PATH_WHY];
-
-  if (find (text, &found, why, sizeof why) == 0) {
-    errno = err;
-    return open_open_file (&found, oflags);
-  }
-  errno = err;
-  return -1;
-}
-
 int
 nc_path_try (const char *text, int oflags, struct nc_path *path, char *why,
              size_t len)
@@ -603,7 +616,7 @@ nc_path_try (const char *text, int oflags, struct nc_path *path, char *why,
   if (given && walk_operators (&walk, &owners, text) == 0)
     fd = open_found (&walk, given, oflags, path);
   if (fd == -1 && errno == ENOENT)
-    fd = try_open_file (text, oflags);
+    fd = open_open_file (&walk, &owners, oflags);
   if (fd == -1) {
     explain (text, &owners, why, len);
     nc_path_close (path);
@@ -638,7 +651,7 @@ nc_path_follow (const struct nc_path *found, int oflags, struct nc_path *path)
       nc_walk_along (&walk, found->name) == 0)
     fd = open_found (&walk, found->given, oflags, path);
   if (fd == -1 && errno == ENOENT)
-    fd = open_open_file (found, oflags);
+    fd = open_open_file (&walk, &owners, oflags);
   if (fd == -1) {
     NC_FREE char *text = nc_path_text (found);
 

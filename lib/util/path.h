@@ -117,7 +117,10 @@ struct nc_walk {
   } level[NC_WALK_LEVELS];      /* the first is where the walk began */
   unsigned n;                   /* the last is where it is */
   char *text;                   /* absolute, no links, of that */
-  unsigned n_links;             /* that were followed */
+  unsigned n_links;             /* that were followed; the last one with nothing
+                                   behind it: */
+  int link_dir;                 /* where it is */
+  char *link;                   /* its name; NULL: there was none */
 };
 
 /* Each returns 0, or -1 with the errno with which the walk ends.  REST is how

@@ -96,6 +96,16 @@ refuses (const char *text, int error, const char *sentence)
       path.name == NULL, "%s", sentence);
 }
 
+/* The same without a directory. */
+static void
+opens_none_but_reads (const char *text, const char *sentence)
+{
+  NC_PATH struct nc_path path = NC_PATH_NONE;
+  NC_CLOSE int fd = nc_path_open (text, O_RDONLY, &path);
+
+  ok (fd >= 0 && has_content (fd, "a/file") && path.dir == -1, "%s", sentence);
+}
+
 static void
 test_open (void)
 {
@@ -145,6 +155,40 @@ test_open (void)
     must (mkdir (deep, 0755) == 0, "mkdir");
   }
   refuses (deep, ENAMETOOLONG, "too many directories above each other");
+}
+
+/* Open files have names in /proc, and may have no other. */
+static void
+test_open_files (void)
+{
+  NC_PATH struct nc_path path = NC_PATH_NONE;
+  NC_CLOSE int file = open (at ("a/file"), O_RDWR | O_CLOEXEC);
+  NC_CLOSE int again = -1;
+  char name[64];
+  int pipes[2];
+
+  must (file >= 0 && pipe (pipes) == 0, "open");
+  snprintf (name, sizeof name, "/proc/self/fd/%d", file);
+  opens (name, "a/file", "a", "file", "an open file is found by its own name");
+  make_link (name, "by-link");
+  snprintf (name, sizeof name, "/dev/fd/%d", pipes[1]);
+  tap_clear ();
+  again = nc_path_open (name, O_WRONLY, &path);
+  ok (again >= 0 && path.dir == -1 && tap_errors == 0 &&
+      write (again, "x", 1) == 1 && read (pipes[0], name, 1) == 1,
+      "a pipe is opened again");
+  must (rename (at ("a/file"), at ("a/gone")) == 0 &&
+        unlink (at ("a/gone")) == 0, "unlink");
+  opens_none_but_reads (at ("by-link"), "a file that was deleted, too");
+  make_file ("a/file");
+  if (geteuid () == 0) {
+    make_others ("by-link");
+    refuses (at ("by-link"), ENOENT, "but not by a link of another user");
+  }
+  else
+    ok (true, "a link of another user # SKIP only root can make one");
+  close (pipes[0]);
+  close (pipes[1]);
 }
 
 static void
@@ -425,6 +469,7 @@ main (void)
   tap_start (120);
   make_folder ("test-path");
   test_open ();
+  test_open_files ();
   test_text ();
   test_find ();
   test_made ();

@@ -665,6 +665,7 @@ test_exchanged (void)
   ok (fd >= 0 && read (fd, text, sizeof text) > 0 &&
       strncmp (text, "his/img/secret", strlen ("his/img/secret")) == 0,
       "the directory that counts is that which the image was opened in");
+  nc_path_close (&path);
   ok (nc_ref_open_file (at ("his/img/secret"), &image, NULL, O_RDONLY,
                         &path) == -1 && errno == EPERM,
       "and not one that has its name by now");
