@@ -398,21 +398,40 @@ is_allowed (const struct conn *conn, const struct request *req)
 
   return (req->offset & mask) == 0 &&
     ((end & mask) == 0 || end == conn->export.size) &&
-    (!req->buf || req->count <= conn->export.maximum);
+    (req->kind != READ || req->count <= conn->export.maximum);
+}
+
+/* Returns the cookie, or -1. */
+static int64_t
+send_request (struct nbd_handle *h, struct request *req)
+{
+  const nbd_completion_callback completion = {
+    .callback = on_complete, .user_data = req,
+  };
+
+  switch (req->kind) {
+  case READ:
+    return nbd_aio_pread_structured (h, req->buf, req->count, req->offset,
+                                     (nbd_chunk_callback) {
+                                       .callback = on_chunk, .user_data = req,
+                                     }, completion, 0);
+  case BLOCK_STATUS:
+    return nbd_aio_block_status (h, req->count, req->offset,
+                                 (nbd_extent_callback) {
+                                   .callback = on_extents, .user_data = req,
+                                 }, completion, 0);
+  }
+  return -1;
 }
 
 static void
 issue (struct conn *conn, struct request *req)
 {
-  nbd_completion_callback completion = {
-    .callback = on_complete, .user_data = req,
-  };
-
   if (!is_allowed (conn, req)) {
     finish (conn, req, EAGAIN);
     return;
   }
-  if (!req->buf && !conn->export.allocation) {
+  if (req->kind == BLOCK_STATUS && !conn->export.allocation) {
     finish (conn, req, 0);
     return;
   }
@@ -424,18 +443,7 @@ issue (struct conn *conn, struct request *req)
   req->came = 0;
   list_append (&conn->flight, req);
   conn->n_flight++;
-  if (req->buf)
-    req->cookie =
-      nbd_aio_pread_structured (conn->h, req->buf, req->count, req->offset,
-                                (nbd_chunk_callback) {
-                                  .callback = on_chunk, .user_data = req,
-                                }, completion, 0);
-  else
-    req->cookie =
-      nbd_aio_block_status (conn->h, req->count, req->offset,
-                            (nbd_extent_callback) {
-                              .callback = on_extents, .user_data = req,
-                            }, completion, 0);
+  req->cookie = send_request (conn->h, req);
   if (req->cookie != -1)
     return;
 
@@ -457,7 +465,7 @@ issue (struct conn *conn, struct request *req)
 static bool
 may_have_gaps (const struct request *req)
 {
-  return req->buf && !req->cleared && req->came < req->count;
+  return req->kind == READ && !req->cleared && req->came < req->count;
 }
 
 static void

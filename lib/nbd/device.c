@@ -170,7 +170,7 @@ nbd_dev_extents (struct nc_dev *dev, struct nc_extents *extents,
                  uint64_t end, uint64_t shift)
 {
   struct nbd *nbd = (struct nbd *) dev;
-  struct request req = { .extents = extents };
+  struct request req = { .kind = BLOCK_STATUS, .extents = extents };
   uint64_t begin = nc_extents_next (extents), offset = begin + shift;
   uint64_t minimum, maximum, last;
 

@@ -43,10 +43,13 @@
 #define SEC (1000 * MSEC)
 #define BACKOFF_MIN (50 * MSEC)
 
+enum kind { READ, BLOCK_STATUS };
+
 struct request {
+  enum kind kind;
   struct request *prev, *next;
   struct conn *conn;                   /* while in flight */
-  void *buf;                           /* NULL: block status */
+  void *buf;                           /* of a read */
   struct nc_extents *extents;          /* of block status */
   uint64_t offset, count;
   uint64_t skip;                       /* of the reply, before extents */
