@@ -21,20 +21,19 @@
 #include <sys/resource.h>
 #include <sys/types.h>
 #include <sys/wait.h>
-#include <time.h>
 #include <unistd.h>
 
 #include "util/report.h"
 #include "util/scope.h"
 #include "util/standback.h"
 
+#include "nbd-server.h"
+
 #define MB (UINT64_C (1) << 20)
 #define SIZE_ARG "64M"
 #define SIZE (64 * MB)
 
 static unsigned n_tests, n_failed;
-static char dir[] = "/tmp/test-dev-nbd.XXXXXX";
-static char sock[64], uri[128];
 static char peer_path[4096];
 
 static pthread_mutex_t messages_lock = PTHREAD_MUTEX_INITIALIZER;
@@ -101,114 +100,12 @@ was_back (void)
   return is_back;
 }
 
-static double
-seconds (void)
-{
-  struct timespec ts;
-
-  clock_gettime (CLOCK_MONOTONIC, &ts);
-  return ts.tv_sec + ts.tv_nsec / 1e9;
-}
-
-static struct timespec
-in_seconds (unsigned n)
-{
-  struct timespec ts;
-
-  clock_gettime (CLOCK_MONOTONIC, &ts);
-  ts.tv_sec += n;
-  return ts;
-}
-
-static void
-nap (void)
-{
-  nanosleep (&(struct timespec) { .tv_nsec = 5000000 }, NULL);
-}
-
-/* Poll CONDITION for up to a minute. */
-#define EVENTUALLY(condition)                           \
-  ({                                                    \
-    double until_ = seconds () + 60;                    \
-    bool met_;                                          \
-    while (!(met_ = (condition)) && seconds () < until_) \
-      nap ();                                           \
-    met_;                                               \
-  })
-
-/* Servers. */
-
-/* Whether a server listens on the socket, whose file is there before. */
-static bool
-listens (void)
-{
-  FILE *f = fopen ("/proc/net/unix", "r");
-  char line[512], path[300];
-  unsigned long flags;
-  bool found = false;
-
-  while (f && !found && fgets (line, sizeof line, f))
-    found = sscanf (line, "%*s %*s %*s %lx %*s %*s %*s %299s", &flags, path)
-      == 2 && flags & 0x10000 && strcmp (path, sock) == 0;
-  if (f)
-    fclose (f);
-  return found;
-}
-
-static pid_t
-spawn (const char *const *argv)
-{
-  pid_t pid;
-
-  unlink (sock);
-  pid = fork ();
-  if (pid == -1) {
-    perror ("fork");
-    exit (1);
-  }
-  if (pid == 0) {
-    unsetenv ("LD_PRELOAD");
-    execvp (argv[0], (char **) argv);
-    perror (argv[0]);
-    _exit (127);
-  }
-  if (!EVENTUALLY (listens ())) {
-    fprintf (stderr, "%s did not start\n", argv[0]);
-    kill (pid, SIGKILL);
-    exit (1);
-  }
-  return pid;
-}
-
-#define NBDKIT(...)                                                     \
-  spawn ((const char *[]) {                                             \
-      getenv ("NBDKIT") ? : "nbdkit", "--exit-with-parent", "-f", "-U", \
-      sock, __VA_ARGS__, NULL                                           \
-    })
-
 static pid_t
 start_peer (const char *size, const char *mode)
 {
   return spawn ((const char *[]) {
       "python3", peer_path, sock, size, mode, NULL
     });
-}
-
-/* Stop a server in the middle of what it does: none of its threads runs when
- * this returns. */
-static void
-freeze (pid_t pid)
-{
-  kill (pid, SIGSTOP);
-  waitpid (pid, NULL, WUNTRACED);
-}
-
-static void
-end_server (pid_t pid)
-{
-  kill (pid, SIGKILL);
-  waitpid (pid, NULL, 0);
-  unlink (sock);
 }
 
 /* A limit for peers that answer, if at a busy moment not at once. */
@@ -1140,13 +1037,7 @@ main (void)
 {
   const char *top = getenv ("top_srcdir");
 
-  signal (SIGPIPE, SIG_DFL);
-  if (mkdtemp (dir) == NULL) {
-    perror (dir);
-    return 1;
-  }
-  snprintf (sock, sizeof sock, "%s/sock", dir);
-  snprintf (uri, sizeof uri, "nbd+unix:///?socket=%s", sock);
+  make_server_dir ();
   snprintf (peer_path, sizeof peer_path, "%s/tests/peers/nbd-peer.py",
             top ? top : ".");
   nc_report_to (sink);
