@@ -55,7 +55,18 @@ struct nc_dev_ops {
                      size_t n);
 
   /* Write.  NULL on a device that cannot be written.  pwritev changes IOV
-   * as it goes. */
+   * as it goes.
+   * A remote, for all four changes (pwrite, pwrite_durable, zero, trim):
+   * - ENOTCONN, not reported: there is no connection (see .wait), or it was
+   *   lost.  The change may have been made, in whole or in part; and a server
+   *   that is alive may still make it, even after the reconnect and after newer
+   *   changes of the same range.  Make it again, and compare the range if it
+   *   is then written with other data.
+   * - Errors of the server: ENOSPC, EPERM, EOVERFLOW and ENOMEM as such, others
+   *   as EIO; reported once per cause every few seconds.
+   * - EINVAL: beyond the end of the export.
+   * - A range that is no multiple of the server's minimum block size costs a
+   *   read; this is safe as long as no other client writes. */
   int (*pwrite) (struct nc_dev *dev, const void *buf, size_t count,
                  uint64_t offset);
   int (*pwritev) (struct nc_dev *dev, struct iovec *iov, int niov,
@@ -67,8 +78,33 @@ struct nc_dev_ops {
                          uint64_t offset);
 
   /* Everything written by calls that have returned is durable; of a device that
-   * is not written: what others have written.  NULL for a remote. */
+   * is not written: what others have written.  NULL for a remote that cannot be
+   * written.
+   * A writable remote: ENOTCONN, not reported, if there is no connection or it
+   * was lost.  ESTALE, not reported, if writes that no sync had covered may be
+   * lost: their connection was lost, or an earlier sync or pwrite_durable
+   * failed.  All later syncs fail likewise until .renew.
+   * With a server that has no flush command, which is reported once, 0 means
+   * only that no such connection was lost. */
   int (*sync) (struct nc_dev *dev);
+
+  /* The epoch of a remote: grows whenever a connection is lost, be it one of
+   * several, and whenever a flush fails.  What was written after it was read is
+   * durable if a later sync returns 0 and the epoch is still the same.
+   * NULL: writes are lost with this system only. */
+  uint64_t (*epoch) (struct nc_dev *dev);
+
+  /* Acknowledge that writes of epochs before EPOCH may be lost: syncs are for
+   * what is written from EPOCH on.  After ESTALE:
+   *   1. read the epoch;
+   *   2. mark everything written since the last successful sync as not written,
+   *      including the ranges of calls that have not returned;
+   *   3. renew, with the epoch of step 1; and write all that again.
+   * So a range must be recorded as written before the call that writes it.
+   * A sync that begins after renew does not cover what was written before; if
+   * another thread may renew, compare what it sets in step 2 after the sync.
+   * NULL where .epoch is. */
+  void (*renew) (struct nc_dev *dev, uint64_t epoch);
 
   /* Begin to make durable what was written by anybody, and wait for no more
    * than that it is under way, so that a sync later on has less to wait for.
@@ -90,6 +126,11 @@ struct nc_dev_ops {
   /* Make the range read as zeros.  flags: NC_ZERO_*. */
   int (*zero) (struct nc_dev *dev, uint64_t offset, uint64_t count,
                unsigned flags);
+
+  /* Discard the range: what it reads as is undefined from now on.  0 also if
+   * the server does not support that.
+   * NULL: use .zero with NC_ZERO_MAY_TRIM. */
+  int (*trim) (struct nc_dev *dev, uint64_t offset, uint64_t count);
 
   /* Append to EXTENTS the state of its range from nc_extents_next on, up
    * to END at most and at least one byte; END > nc_extents_next.  Offsets
@@ -204,6 +245,16 @@ extern struct nc_dev *nc_dev_open_nbd_absent (const char *ref,
                                               uint64_t size,
                                               const char *identity)
   __attribute__ ((__nonnull__ (1, 6)));
+
+/* nc_dev_open_nbd for reading and writing, for a REF of the operator's; no other
+ * client may write the export meanwhile.  Fails with EROFS if the server offers it read-only.  A reconnect
+ * also checks that it is still writable, that its minimum block size has not
+ * grown, and, where there are several connections, that the server still
+ * allows that. */
+extern struct nc_dev *nc_dev_open_nbd_writable (const char *ref,
+                                                unsigned retry,
+                                                const struct nc_tls *tls)
+  __attribute__ ((__nonnull__ (1)));
 
 /* For implementations: set up the common part.  Returns -1, reported. */
 extern int nc_dev_init (struct nc_dev *dev, const struct nc_dev_ops *ops,

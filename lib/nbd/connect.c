@@ -38,7 +38,6 @@
 #include "util/clock.h"
 #include "util/scope.h"
 
-#define SLOWEST 1024                   /* bytes a second of a live server */
 #define CHILD_LIMIT SEC                /* from SIGTERM to SIGKILL */
 #define DISCONNECT_LIMIT (500 * MSEC)
 

@@ -6,7 +6,9 @@
  * Who waits for an answer receives it, so that a request that is alone wakes
  * nobody.  Of the requests in flight on a connection one has the receiver: its
  * thread polls the socket, receives for all and wakes those whose requests
- * have ended; when its own has, the next one is appointed.
+ * have ended; when its own has, the next one is appointed.  No other thread
+ * polls for what comes: libnbd hangs if it is told to read what another one
+ * has read.
  *
  *   requester                            the others meanwhile
  *   ---------                            --------------------
@@ -20,7 +22,9 @@
  *   returns                              the keeper
  *
  * A thread may make several requests at a time, all on one connection and with
- * one semaphore.
+ * one semaphore.  Only a flush goes to several connections; its thread receives
+ * on the first of them.  Its requests on the others are passive: where none but
+ * such are in flight, the keeper receives until they have ended.
  *
  * The keeper, a thread a connection, connects, watches the socket where nobody
  * receives, and clears up when the connection is lost.  Nobody but the holder
@@ -28,12 +32,22 @@
  * libnbd handle.  A request is completed only after its command has retired or
  * the handle is closed, so that nothing writes into its buffer any more.
  *
- * Lost connections: the requests of one that is lost move to another that
+ * Lost connections: the reads of one that is lost move to another that
  * is up, or fail with ENOTCONN; the keeper reconnects with back-off until
  * it is told to stop.  A server that does not answer is lost too: when for
- * nbd->limit no request in flight has ended and next to nothing came.  A
- * connection is used again only if the export has the size and
+ * nbd->limit no request in flight has ended and next to nothing came or
+ * went.  A connection is used again only if the export has the size and
  * identity it had at open.
+ *
+ * Changes: when a connection is lost, its queued and unanswered changes fail
+ * with ENOTCONN; the server may have carried them out, or do so later.  Changes
+ * that were answered but not flushed are volatile: a server that died has lost
+ * them.  Each connection counts its own.  If it has any when it is lost,
+ * nbd->since stays behind nbd->epoch, and syncs fail with ESTALE until
+ * nc_dev_ops.renew.  A flush is sent on each connection with volatile changes,
+ * not on one for all: the server may have been restarted, with one connection
+ * leading to the new process and another one, whose end has not been noticed
+ * yet, to the old.
  *
  * The server is not trusted: libnbd keeps replies inside the buffers; block
  * status is checked here.  A reply with gaps must not show memory of ours.
@@ -48,9 +62,12 @@
 
 #include <errno.h>
 #include <inttypes.h>
+#include <linux/sockios.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/ioctl.h>
+#include <sys/socket.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -87,6 +104,20 @@ list_remove (struct list *list, struct request *req)
     list->tail = req->prev;
 }
 
+static bool
+is_change (const struct request *req)
+{
+  return req->kind >= WRITE;
+}
+
+/* Whether REQ is a change that needs a flush to be durable. */
+static bool
+is_volatile (const struct request *req)
+{
+  return is_change (req) && req->kind != FLUSH &&
+    (req->flags & LIBNBD_CMD_FLAG_FUA) == 0;
+}
+
 static struct request *
 list_take (struct list *list)
 {
@@ -110,6 +141,7 @@ static void
 finish (struct conn *conn, struct request *req, int error)
 {
   conn->n_retired++;
+  conn->n_written += is_volatile (req);
   if (conn->receiver == req)
     conn->receiver = NULL;
   complete (req, error);
@@ -131,6 +163,21 @@ conn_kick (struct conn *conn)
   kick (conn->kick);
 }
 
+/* Why the export can no longer be written as it was at open, or NULL. */
+static const char *
+why_not_writable (const struct nbd *nbd, const struct export *export)
+{
+  if (!nbd->dev.writable)
+    return NULL;
+  if (export->read_only)
+    return "it is read-only";
+  if (export->minimum > nbd->minimum)
+    return "its minimum block size is larger";
+  if (nbd->n_conns > 1 && !export->multi_conn)
+    return "it no longer allows several connections (multi-conn)";
+  return NULL;
+}
+
 /* Whether the export is the one that was opened; report it if not. */
 static bool
 is_same_export (struct conn *conn, const struct export *export)
@@ -138,25 +185,32 @@ is_same_export (struct conn *conn, const struct export *export)
   struct nbd *nbd = conn->nbd;
   const char *was = nbd->dev.identity ? : "";
   const char *is = export->identity ? : "";
-  bool same = nbd->absent
+  const bool same = nbd->absent
     ? export->size >= nbd->dev.size && (!*was || strcmp (was, is) == 0)
     : export->size == nbd->dev.size && strcmp (was, is) == 0;
+  const char *changed;
   bool report;
 
   {
     NC_LOCKED (&nbd->lock);
-    report = !same && !nbd->mismatch;
-    nbd->mismatch = !same;
+    changed = same ? why_not_writable (nbd, export) : "not the same export";
+    report = changed && !nbd->mismatch;
+    nbd->mismatch = changed != NULL;
   }
-  if (report)
+  if (changed == NULL)
+    return true;
+  if (report && !same)
     nc_error ("%s: the server has another export now: "
               "was %" PRIu64 " bytes (\"%s\"), is %" PRIu64 " bytes (\"%s\"); "
-              "it is not read: bring the former one back, or open the chain "
+              "it is not used: bring the former one back, or open the chain "
               "again if this one is right",
               nbd->dev.name, nbd->dev.size, was, export->size, is);
-  if (!same)
-    snprintf (conn->reason, sizeof conn->reason, "not the same export");
-  return same;
+  else if (report)
+    nc_error ("%s: the export has changed: %s; it is not used: bring the "
+              "former one back, or start again with this one", nbd->dev.name,
+              changed);
+  snprintf (conn->reason, sizeof conn->reason, "%s", changed);
+  return false;
 }
 
 /* Connect for good. */
@@ -167,6 +221,7 @@ connect_conn (struct conn *conn)
 
   if (conn_connect (conn, &export) == -1)
     return -1;
+  conn_learn_changes (conn, &export);
   if (!is_same_export (conn, &export)) {
     free (export.identity);
     conn_disconnect (conn);
@@ -233,6 +288,7 @@ mark_up (struct conn *conn)
     nbd->maximum = nc_min64 (nbd->maximum, conn->export.maximum);
     nbd->maximum = nc_max64 (nc_round_down (nbd->maximum, nbd->minimum),
                              nbd->minimum);
+    nbd->can &= conn->export.can;
     if (nbd->outage && !nbd->fruitless) {
       since = nbd->outage_since;
       nbd->outage = false;
@@ -287,7 +343,19 @@ enqueue_locked (struct conn *conn, struct request *req)
   req->conn = conn;
   list_append (&conn->queue, req);
   conn->load++;
+  if (is_volatile (req)) {
+    conn->written++;
+    conn->writing++;
+  }
   conn->fresh = true;
+}
+
+void
+nbd_begin_epoch_locked (struct nbd *nbd, bool lost)
+{
+  if (!lost && nbd->since == nbd->epoch)
+    nbd->since++;
+  nbd->epoch++;
 }
 
 /* CONN takes no more requests. */
@@ -305,6 +373,11 @@ mark_down (struct conn *conn)
     NC_LOCKED (&nbd->lock);
     conn->up = false;
     nbd->n_up--;
+    nbd_begin_epoch_locked (nbd, conn->written != conn->covered);
+    conn->covered = conn->written;
+    if (conn->stalled && conn->n_changes > 0)
+      nbd->change_limit = nc_min64 (nbd->change_limit * 2,
+                                    nbd->max_change_limit);
     stopping = nbd->stopping;
     if (fruitless)
       nbd->fruitless = true;
@@ -389,16 +462,31 @@ on_extents (void *opaque, const char *context, uint64_t offset,
   return 0;
 }
 
+/* What of CAN_* the request needs. */
+static unsigned
+needs (const struct request *req)
+{
+  static const unsigned of_kind[] = {
+    [ZERO] = CAN_ZERO, [TRIM] = CAN_TRIM, [FLUSH] = CAN_FLUSH,
+  };
+
+  return of_kind[req->kind] |
+    (req->flags & LIBNBD_CMD_FLAG_FUA ? CAN_FUA : 0) |
+    (req->flags & LIBNBD_CMD_FLAG_FAST_ZERO ? CAN_FAST_ZERO : 0);
+}
+
 /* Whether the connection allows the request as it is. */
 static bool
 is_allowed (const struct conn *conn, const struct request *req)
 {
   uint64_t mask = conn->export.minimum - 1;
   uint64_t end = req->offset + req->count;
+  const bool has_data = req->kind == READ || req->kind == WRITE;
 
   return (req->offset & mask) == 0 &&
     ((end & mask) == 0 || end == conn->export.size) &&
-    (req->kind != READ || req->count <= conn->export.maximum);
+    (!has_data || req->count <= conn->export.maximum) &&
+    (needs (req) & ~conn->export.can) == 0;
 }
 
 /* Returns the cookie, or -1. */
@@ -420,6 +508,15 @@ send_request (struct nbd_handle *h, struct request *req)
                                  (nbd_extent_callback) {
                                    .callback = on_extents, .user_data = req,
                                  }, completion, 0);
+  case WRITE:
+    return nbd_aio_pwrite (h, req->buf, req->count, req->offset, completion,
+                           req->flags);
+  case ZERO:
+    return nbd_aio_zero (h, req->count, req->offset, completion, req->flags);
+  case TRIM:
+    return nbd_aio_trim (h, req->count, req->offset, completion, req->flags);
+  case FLUSH:
+    return nbd_aio_flush (h, completion, 0);
   }
   return -1;
 }
@@ -443,6 +540,7 @@ issue (struct conn *conn, struct request *req)
   req->came = 0;
   list_append (&conn->flight, req);
   conn->n_flight++;
+  conn->n_changes += is_change (req);
   req->cookie = send_request (conn->h, req);
   if (req->cookie != -1)
     return;
@@ -451,6 +549,7 @@ issue (struct conn *conn, struct request *req)
   conn_keep_reason (conn);
   list_remove (&conn->flight, req);
   conn->n_flight--;
+  conn->n_changes -= is_change (req);
   if (conn_is_finished (conn))
     list_append (&conn->lost, req);
   else {
@@ -487,6 +586,7 @@ retire (struct conn *conn)
     int error = r == 1 ? 0 : r == 0 ? EIO : nbd_get_errno ();
 
     conn->n_flight--;
+    conn->n_changes -= is_change (req);
     conn_made_progress (conn);
     if (r == -1 && error == 0)
       error = EIO;
@@ -515,6 +615,47 @@ lose (struct conn *conn)
   kick (conn->kick);
 }
 
+/* Changes, flushes above all, may take long, and if their connection is given
+ * up the server may still carry them out after newer ones.  So their limit is
+ * longer. */
+static uint64_t
+stall_limit (const struct conn *conn)
+{
+  return conn->n_changes > 0 ? conn->change_limit : conn->limit;
+}
+
+/* When to check for a stall. */
+static uint64_t
+next_look (const struct conn *conn)
+{
+  const uint64_t limit = stall_limit (conn);
+
+  return conn->progress + (conn->looked == conn->progress ? limit : limit / 2);
+}
+
+/* Whether the server hangs: nothing comes, and the kernel's send buffer has not
+ * shrunk in the second half of the limit. */
+static bool
+is_stalled (struct conn *conn)
+{
+  const uint64_t limit = stall_limit (conn);
+  int unsent = 0;
+
+  if (conn->n_flight == 0 || nc_now () < next_look (conn))
+    return false;
+  if (ioctl (nbd_aio_get_fd (conn->h), SIOCOUTQ, &unsent) == -1)
+    unsent = 0;
+  if (conn->looked != conn->progress) {
+    conn->looked = conn->progress;
+    conn->unsent = unsent;
+    return false;
+  }
+  if (conn->unsent - unsent < (int64_t) (SLOWEST * limit / 2 / SEC))
+    return true;
+  conn_made_progress (conn);
+  return false;
+}
+
 /* Whether CONN is of use still, after something came or should have come. */
 static void
 examine (struct conn *conn)
@@ -527,31 +668,41 @@ examine (struct conn *conn)
   else if (conn->ending)
     snprintf (conn->reason, sizeof conn->reason,
               "the server is shutting down");
-  else if (conn->n_flight > 0 && nc_now () >= conn->progress + conn->limit) {
+  else if (is_stalled (conn)) {
     conn->stalled = true;
     snprintf (conn->reason, sizeof conn->reason,
-              "no answer for %u s", (unsigned) (conn->limit / SEC));
+              "no answer for %u s", (unsigned) (stall_limit (conn) / SEC));
   }
   else
     return;
   lose (conn);
 }
 
-/* Have the thread of a request in flight receive: of the first one, but of one
- * that stands back only if all do. */
+/* Have the thread of a request in flight receive: of the first one that is not
+ * passive, but of one that stands back only if all do.  Without any, the
+ * keeper does. */
 static void
 appoint (struct conn *conn)
 {
-  struct request *req = conn->flight.head;
+  struct request *req, *last = NULL;
 
-  while (req && req->stands_back)
-    req = req->next;
+  for (req = conn->flight.head; req; req = req->next)
+    if (!req->passive) {
+      if (!req->stands_back)
+        break;
+      if (last == NULL)
+        last = req;
+    }
   if (req == NULL)
-    req = conn->flight.head;
+    req = last;
   conn->receiver = req;
   if (req) {
     req->appointed = true;
     sem_post (req->wake);
+  }
+  else if (conn->flight.head) {
+    conn->keeper_receives = true;
+    kick (conn->kick);
   }
 }
 
@@ -569,8 +720,10 @@ settle (struct conn *conn)
     if (!conn->open)                   /* the keeper gives it away */
       return;
     conn->load -= conn->n_retired;
-    conn->n_retired = 0;
+    conn->writing -= conn->n_written;
+    conn->n_retired = conn->n_written = 0;
     conn->limit = nbd->limit;
+    conn->change_limit = nbd->change_limit;
     for (unsigned n = conn->n_flight; n < MAX_IN_FLIGHT &&
            (req = list_take (&conn->queue)) != NULL; n++)
       list_append (&batch, req);
@@ -580,15 +733,15 @@ settle (struct conn *conn)
       issue (conn, req);
     examine (conn);
     /* The receiver may wait for less than what is to be done now. */
-    if (conn->receiver &&
+    if ((conn->receiver || conn->keeper_receives) &&
         nbd_aio_get_direction (conn->h) & LIBNBD_AIO_DIRECTION_WRITE)
-      kick (conn->call);
+      kick (conn->receiver ? conn->call : conn->kick);
     if (conn->open && conn->n_flight == 0) {    /* all were refused */
       NC_LOCKED (&nbd->lock);
       conn->fresh = conn->queue.head != NULL;
     }
   }
-  if (conn->open && conn->receiver == NULL)
+  if (conn->open && conn->receiver == NULL && !conn->keeper_receives)
     appoint (conn);
 }
 
@@ -618,6 +771,20 @@ submit (struct conn *conn)
     leave (conn);
 }
 
+/* Receive what has come on CONN, and send more if there is room.  The send
+ * buffer was full then, and the server has taken a good part of it. */
+static void
+take (struct conn *conn, const struct pollfd fds[2])
+{
+  if (fds[0].revents & POLLOUT)
+    conn_made_progress (conn);
+  if (conn_take (conn, fds) == -1)
+    lose (conn);
+  retire (conn);
+  if (conn->open)
+    examine (conn);
+}
+
 /* Receive on CONN until REQ, which is appointed for that, has ended, or the
  * connection is lost. */
 static void
@@ -626,19 +793,14 @@ receive (struct conn *conn, const struct request *req)
   pthread_mutex_lock (&conn->lock);
   while (conn->open && conn->receiver == req) {
     struct pollfd fds[2];
-    uint64_t deadline = conn->progress + conn->limit;
+    const uint64_t deadline = next_look (conn);
 
     conn_prepare (conn, conn->call, fds);
     leave (conn);
     conn_wait (fds, deadline);
     pthread_mutex_lock (&conn->lock);
-    if (!conn->open)
-      break;
-    if (conn_take (conn, fds) == -1)
-      lose (conn);
-    retire (conn);
     if (conn->open)
-      examine (conn);
+      take (conn, fds);
   }
   if (conn->receiver == req)
     conn->receiver = NULL;
@@ -647,10 +809,10 @@ receive (struct conn *conn, const struct request *req)
   leave (conn);
 }
 
-/* Give away the requests that CONN leaves behind: to another connection,
+/* Give away the requests that CONN leaves behind: reads to another connection,
  * unless they have waited long or have been moved a lot.  Those that are made
  * together would come apart, and one thread cannot receive on two connections:
- * they go back. */
+ * they go back.  Changes fail. */
 static void
 hand_over (struct conn *conn)
 {
@@ -670,7 +832,8 @@ hand_over (struct conn *conn)
       struct conn *other = nbd->stopping ? NULL
         : choose_conn_locked (nbd, req);
 
-      if (!other || req->answered || req->moves >= MAX_CONNS ||
+      if (!other || is_change (req) || req->answered ||
+          req->moves >= MAX_CONNS ||
           (conn->stalled && t - req->since >= conn->limit)) {
         req->error = req->answered ? 0 : error;
         list_append (&failed, req);
@@ -686,6 +849,7 @@ hand_over (struct conn *conn)
       }
     }
     conn->load = conn->n_flight = conn->n_retired = 0;
+    conn->writing = conn->n_changes = conn->n_written = 0;
   }
   while ((req = list_take (&failed)) != NULL)
     complete (req, req->error);
@@ -695,8 +859,19 @@ hand_over (struct conn *conn)
 
 /* Keepers. */
 
-/* Wait until CONN is lost or the device stops, and nobody receives any
- * more. */
+/* Whether the keeper goes on receiving. */
+static bool
+has_passive (const struct conn *conn)
+{
+  const struct request *req = conn->flight.head;
+
+  while (req && !req->passive)
+    req = req->next;
+  return req != NULL;
+}
+
+/* Wait until CONN is lost or the device stops, and no thread receives any
+ * more.  Receive where requests in flight have no thread for that. */
 static void
 watch (struct conn *conn)
 {
@@ -705,6 +880,8 @@ watch (struct conn *conn)
     struct pollfd fds[2] = {
       { .fd = -1 }, { .fd = conn->kick, .events = POLLIN },
     };
+    uint64_t deadline = 0;
+    bool receives;
 
     if (conn->open && conn_must_stop (conn))
       lose (conn);
@@ -716,14 +893,23 @@ watch (struct conn *conn)
     }
     if (!conn->open && conn->receiver == NULL)
       break;
-    if (conn->open && !conn->hung_up)
+    conn->keeper_receives &= conn->open && has_passive (conn);
+    receives = conn->keeper_receives;
+    if (receives) {
+      conn_prepare (conn, conn->kick, fds);
+      deadline = next_look (conn);
+    }
+    else if (conn->open && !conn->hung_up)
       fds[0] = (struct pollfd) {
         .fd = nbd_aio_get_fd (conn->h), .events = POLLRDHUP,
       };
     leave (conn);
-    conn_wait (fds, 0);
+    conn_wait (fds, deadline);
     pthread_mutex_lock (&conn->lock);
-    conn->hung_up |= fds[0].revents != 0;
+    if (!receives)
+      conn->hung_up |= fds[0].revents != 0;
+    else if (conn->open)
+      take (conn, fds);
   }
   pthread_mutex_unlock (&conn->lock);  /* what is queued will be given away */
 }
@@ -759,6 +945,18 @@ add_connections (struct conn *conn)
       break;                           /* works with fewer */
 }
 
+/* Have close drop what the kernel has not sent yet: delivered when the link is
+ * up again, an old write could overwrite a newer one of the next connection. */
+static void
+drop_unsent (struct conn *conn)
+{
+  const struct linger none = { .l_onoff = 1, .l_linger = 0 };
+
+  if (setsockopt (nbd_aio_get_fd (conn->h), SOL_SOCKET, SO_LINGER, &none,
+                  sizeof none) == -1)
+    nc_debug ("%s: SO_LINGER: %m", conn->nbd->dev.name);
+}
+
 static void *
 keeper_thread (void *opaque)
 {
@@ -792,6 +990,8 @@ keeper_thread (void *opaque)
       conn_disconnect (conn);
       break;
     }
+    if (conn->n_changes > 0)
+      drop_unsent (conn);
     conn_cut (conn);
     retire (conn);
     if (conn->n_flight > 0)
@@ -804,14 +1004,11 @@ keeper_thread (void *opaque)
   return NULL;
 }
 
-/* Put the requests into the queue of one connection; they are woken by WAKE.
- * Returns an errno if there is none. */
-static int
-enqueue (struct nbd *nbd, struct request *reqs, unsigned n, sem_t *wake)
+static void
+prepare (struct request *reqs, unsigned n, sem_t *wake)
 {
   const uint64_t now = nc_now ();
   const bool stands_back = nc_stands_back ();
-  struct conn *conn;
 
   for (unsigned i = 0; i < n; ++i) {
     reqs[i].since = now;
@@ -819,6 +1016,15 @@ enqueue (struct nbd *nbd, struct request *reqs, unsigned n, sem_t *wake)
     reqs[i].together = n > 1;
     reqs[i].wake = wake;
   }
+}
+
+/* Put the requests into the queue of one connection.  Returns an errno if there
+ * is none. */
+static int
+enqueue (struct nbd *nbd, struct request *reqs, unsigned n)
+{
+  struct conn *conn;
+
   {
     NC_LOCKED (&nbd->lock);
     conn = nbd->stopping ? NULL : choose_conn_locked (nbd, reqs);
@@ -844,27 +1050,113 @@ receive_if_appointed (struct request *reqs, unsigned n)
   return 0;
 }
 
-/* The semaphore is posted once for each end and once for each appointment, and
- * who posts has no use for the request any more: so all have ended, and nobody
- * will post, when that many posts have been taken. */
+/* Wait for the end of all.  The semaphore is posted once for each end and once
+ * for each appointment, and who posts has no use for the request any more: so
+ * all have ended, and nobody will post, when that many posts have been
+ * taken. */
+static void
+await (struct request *reqs, unsigned n, sem_t *wake)
+{
+  for (unsigned posts = n; posts > 0; --posts) {
+    while (sem_wait (wake) == -1)
+      ;                                /* EINTR */
+    posts += receive_if_appointed (reqs, n);
+  }
+}
+
 void
 conn_run (struct nbd *nbd, struct request *reqs, unsigned n)
 {
-  unsigned posts = n;
   sem_t wake;
   int error;
 
   sem_init (&wake, 0, 0);
-  error = enqueue (nbd, reqs, n, &wake);
+  prepare (reqs, n, &wake);
+  error = enqueue (nbd, reqs, n);
   for (unsigned i = 0; error && i < n; ++i)
     reqs[i].error = error;
-  while (error == 0 && posts > 0) {
-    while (sem_wait (&wake) == -1)
-      ;                                /* EINTR */
-    --posts;
-    posts += receive_if_appointed (reqs, n);
-  }
+  if (error == 0)
+    await (reqs, n, &wake);
   sem_destroy (&wake);
+}
+
+/* A flush of one connection, and how many of its changes it covers. */
+struct flush {
+  struct conn *conn;
+  uint64_t covers;
+};
+
+/* Queue a flush on each connection that needs one.  All but the first are
+ * passive.  Returns their number. */
+static unsigned
+enqueue_flushes_locked (struct nbd *nbd, struct flush *flushes,
+                        struct request *reqs)
+{
+  unsigned n = 0;
+
+  for (unsigned i = 0; i < nbd->n_conns; i++)
+    if (nbd->conns[i].up && nbd->conns[i].written != nbd->conns[i].covered)
+      flushes[n++].conn = &nbd->conns[i];
+  if (n == 0 && nbd->n_up > 0)
+    flushes[n++].conn = choose_conn_locked (nbd, reqs);
+  for (unsigned i = 0; i < n; i++) {
+    struct conn *conn = flushes[i].conn;
+
+    /* It covers those answered by now.  If others are unanswered, it is not
+     * known which of its number these are. */
+    flushes[i].covers = conn->writing > 0 ? conn->covered : conn->written;
+    reqs[i].kind = FLUSH;
+    reqs[i].passive = i > 0;
+    enqueue_locked (conn, &reqs[i]);
+  }
+  return n;
+}
+
+/* Returns the error of the flushes, the server's first. */
+static int
+conclude_flushes_locked (struct nbd *nbd, const struct flush *flushes,
+                         const struct request *reqs, unsigned n)
+{
+  int error = 0;
+
+  for (unsigned i = 0; i < n; i++) {
+    struct conn *conn = flushes[i].conn;
+
+    if (reqs[i].error == 0)
+      conn->covered = nc_max64 (conn->covered, flushes[i].covers);
+    else if (error == 0 || error == ENOTCONN || error == EAGAIN)
+      error = reqs[i].error;
+  }
+  if (error && error != ENOTCONN && error != ESHUTDOWN && error != EAGAIN)
+    nbd_begin_epoch_locked (nbd, true);
+  return error;
+}
+
+int
+conn_flush (struct nbd *nbd)
+{
+  struct request reqs[MAX_CONNS] = { 0 };
+  struct flush flushes[MAX_CONNS];
+  sem_t wake;
+  unsigned n = 0;
+  int error;
+
+  sem_init (&wake, 0, 0);
+  prepare (reqs, MAX_CONNS, &wake);
+  {
+    NC_LOCKED (&nbd->lock);
+    if (!nbd->stopping)
+      n = enqueue_flushes_locked (nbd, flushes, reqs);
+    error = nbd->stopping ? ESHUTDOWN : n == 0 ? ENOTCONN : 0;
+  }
+  for (unsigned i = 0; i < n; i++)
+    submit (flushes[i].conn);
+  await (reqs, n, &wake);
+  sem_destroy (&wake);
+  if (error)
+    return error;
+  NC_LOCKED (&nbd->lock);
+  return conclude_flushes_locked (nbd, flushes, reqs, n);
 }
 
 int

@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /* Copyright (C) 2026 The nbdchain authors */
 
-/* The export of an NBD server as a device: reads and block status, over
- * connections that are made again when they are lost.  Here are the functions
- * of the device, and what is checked when it is opened; nbd/internal.h
+/* The export of an NBD server as a device, over connections that are made again
+ * when they are lost.  Here are the functions of the device but for those of
+ * write.c, and what is checked when it is opened; nbd/internal.h
  * says what the rest is, and which lock guards what.
  *
  * A request is cut and rounded to what the server accepts.
@@ -24,6 +24,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "data/claims.h"
 #include "nbd/internal.h"
 #include "nbd/tls.h"
 #include "util/clock.h"
@@ -35,6 +36,8 @@
 #define STALL_LIMIT 10                 /* seconds: the first limit */
 #define STALL_LIMIT_MAX 60             /* seconds: where doubling ends if
                                           requests may wait for ever */
+#define CHANGE_LIMIT_MAX 3600          /* the same with changes in flight;
+                                          begins with STALL_LIMIT_MAX */
 
 static void
 get_limits (struct nbd *nbd, uint64_t *minimum, uint64_t *maximum)
@@ -299,18 +302,36 @@ nbd_dev_close (struct nc_dev *dev)
   free (nbd->certificates);
   free (nbd->psk);
   free (nbd->username);
+  if (nbd->claims)
+    nc_claims_fini (nbd->claims);
+  free (nbd->claims);
   nc_dev_fini (dev);
   free (nbd);
 }
 
-static const struct nc_dev_ops nbd_dev_ops = {
-  .close = nbd_dev_close,
-  .pread = nbd_dev_pread,
-  .pread_many = nbd_dev_pread_many,
-  .extents = nbd_dev_extents,
-  .start = nbd_dev_start,
-  .stop = nbd_dev_stop,
-  .wait = nbd_dev_wait,
+#define READING                                 \
+  .close = nbd_dev_close,                       \
+  .pread = nbd_dev_pread,                       \
+  .pread_many = nbd_dev_pread_many,             \
+  .extents = nbd_dev_extents,                   \
+  .start = nbd_dev_start,                       \
+  .stop = nbd_dev_stop,                         \
+  .wait = nbd_dev_wait
+
+static const struct nc_dev_ops nbd_dev_ops = { READING };
+
+static const struct nc_dev_ops writable_ops = {
+  READING,
+  .pwrite = nbd_dev_pwrite,
+  .pwritev = nbd_dev_pwritev,
+  .pwrite_durable = nbd_dev_pwrite_durable,
+  .sync = nbd_dev_sync,
+  .measure = nbd_dev_measure,
+  .truncate = nbd_dev_truncate,
+  .zero = nbd_dev_zero,
+  .trim = nbd_dev_trim,
+  .epoch = nbd_dev_epoch,
+  .renew = nbd_dev_renew,
 };
 
 /* Opening. */
@@ -389,8 +410,36 @@ probe_thread (void *opaque)
   struct probe *probe = opaque;
 
   probe->r = conn_connect (probe->conn, &probe->export);
+  if (probe->r == 0)
+    conn_learn_changes (probe->conn, &probe->export);
   conn_disconnect (probe->conn);
   return NULL;
+}
+
+/* Returns -1, reported, if the export cannot be written. */
+static int
+make_writable (struct nbd *nbd, const struct export *export)
+{
+  if (export->read_only) {
+    nc_error ("%s: the server offers this export for reading only; start the "
+              "server without its option for that (nbdkit and qemu-nbd: -r)",
+              nbd->dev.name);
+    errno = EROFS;
+    return -1;
+  }
+  nbd->block = export->minimum;
+  nbd->preferred = export->preferred;
+  nbd->can = export->can;
+  if (nbd->block > 1) {
+    nbd->claims = aligned_alloc (_Alignof (struct nc_claims),
+                                 sizeof *nbd->claims);
+    if (nbd->claims == NULL) {
+      nc_error ("%s: %m", nbd->dev.name);
+      return -1;
+    }
+    nc_claims_init (nbd->claims);
+  }
+  return 0;
 }
 
 static int
@@ -417,7 +466,7 @@ probe_export (struct nbd *nbd)
   nbd->minimum = probe.export.minimum;
   nbd->maximum = probe.export.maximum;
   nbd->n_conns = probe.export.multi_conn && !nbd->argv ? nbd->n_conns : 1;
-  return 0;
+  return nbd->dev.writable ? make_writable (nbd, &probe.export) : 0;
 }
 
 static void
@@ -542,13 +591,15 @@ parse_ref (struct nbd *nbd, const char *ref, struct nc_socket_finder *finder)
 
 /* The device before anything is known of its export. */
 static struct nbd *
-new_device (const char *ref, unsigned retry, const struct nc_tls *tls,
-            struct nc_socket_finder *finder)
+new_device (const char *ref, bool writable, unsigned retry,
+            const struct nc_tls *tls, struct nc_socket_finder *finder)
 {
   struct nbd *nbd = calloc (1, sizeof *nbd);
   unsigned i;
 
-  if (nbd == NULL || nc_dev_init (&nbd->dev, &nbd_dev_ops, ref) == -1) {
+  if (nbd == NULL ||
+      nc_dev_init (&nbd->dev, writable ? &writable_ops : &nbd_dev_ops,
+                   ref) == -1) {
     if (nbd == NULL)
       nc_error ("%s: %m", ref);
     free (nbd);
@@ -558,10 +609,13 @@ new_device (const char *ref, unsigned retry, const struct nc_tls *tls,
   }
   init_locks (nbd);
   nbd->dev.remote = true;
+  nbd->dev.writable = writable;
   nbd->first_limit =
     (retry ? nc_min64 (retry, STALL_LIMIT) : STALL_LIMIT) * SEC;
   nbd->max_limit = (retry ? retry : STALL_LIMIT_MAX) * SEC;
   nbd->limit = nbd->first_limit;
+  nbd->change_limit = nbd->max_limit;
+  nbd->max_change_limit = (retry ? retry : CHANGE_LIMIT_MAX) * SEC;
   nbd->n_conns = useful_conns ();
   for (i = 0; i < MAX_CONNS; i++) {
     nbd->conns[i].nbd = nbd;
@@ -589,11 +643,11 @@ new_device (const char *ref, unsigned retry, const struct nc_tls *tls,
   return NULL;
 }
 
-struct nc_dev *
-nc_remote_open_nbd (const char *ref, unsigned retry,
-                    const struct nc_tls *tls, struct nc_socket_finder *finder)
+static struct nc_dev *
+open_nbd (const char *ref, bool writable, unsigned retry,
+          const struct nc_tls *tls, struct nc_socket_finder *finder)
 {
-  struct nbd *nbd = new_device (ref, retry, tls, finder);
+  struct nbd *nbd = new_device (ref, writable, retry, tls, finder);
 
   if (nbd == NULL)
     return NULL;
@@ -607,12 +661,26 @@ nc_remote_open_nbd (const char *ref, unsigned retry,
 }
 
 struct nc_dev *
+nc_remote_open_nbd (const char *ref, unsigned retry,
+                    const struct nc_tls *tls, struct nc_socket_finder *finder)
+{
+  return open_nbd (ref, false, retry, tls, finder);
+}
+
+struct nc_dev *
+nc_remote_open_nbd_writable (const char *ref, unsigned retry,
+                             const struct nc_tls *tls)
+{
+  return open_nbd (ref, true, retry, tls, NULL);
+}
+
+struct nc_dev *
 nc_remote_open_nbd_absent (const char *ref, unsigned retry,
                            const struct nc_tls *tls,
                            struct nc_socket_finder *finder, uint64_t size,
                            const char *identity)
 {
-  struct nbd *nbd = new_device (ref, retry, tls, finder);
+  struct nbd *nbd = new_device (ref, false, retry, tls, finder);
 
   if (nbd == NULL)
     return NULL;

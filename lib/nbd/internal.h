@@ -1,12 +1,13 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /* Copyright (C) 2026 The nbdchain authors */
 
-/* A device on the export of an NBD server: what its three files share.
+/* A device on the export of an NBD server: what its files share.
  *
- *   nbd.c          the device: its functions, and opening it
- *   nbd-conn.c     a connection while it is up, and the requests it serves
- *   nbd-connect.c  a connection from the first packet to the last: TLS, what
- *                  the server has, polling, ending
+ *   device.c      the device: opening, reads, block status
+ *   write.c       its writes, zeros, trims and syncs
+ *   connection.c  a connection while it is up, and the requests it serves
+ *   connect.c     a connection from the first packet to the last: TLS, what
+ *                 the server has, polling, ending
  *
  * Locks: conn->lock, then nbd->lock; they guard what the comments in the
  * structs say.  nbd->lock is held for list operations and kicks only, never
@@ -41,22 +42,27 @@
 
 #define MSEC UINT64_C (1000000)        /* in nanoseconds, as all times here */
 #define SEC (1000 * MSEC)
+#define SLOWEST 1024                   /* bytes a second of a live server */
 #define BACKOFF_MIN (50 * MSEC)
 
-enum kind { READ, BLOCK_STATUS };
+/* From WRITE on these are changes, which are not resent after a reconnect. */
+enum kind { READ, BLOCK_STATUS, WRITE, ZERO, TRIM, FLUSH };
 
 struct request {
   enum kind kind;
   struct request *prev, *next;
   struct conn *conn;                   /* while in flight */
-  void *buf;                           /* of a read */
+  void *buf;                           /* of a read or (unchanged) write */
   struct nc_extents *extents;          /* of block status */
   uint64_t offset, count;
+  uint32_t flags;                      /* of a change: LIBNBD_CMD_FLAG_* */
   uint64_t skip;                       /* of the reply, before extents */
   bool answered;                       /* block status came */
   uint64_t came;                       /* of a read: bytes, in order */
   bool cleared;                        /* BUF was, before */
   bool stands_back;                    /* others come first */
+  bool passive;                        /* its thread does not receive on this
+                                          connection */
   int64_t cookie;
   uint64_t since;                      /* when it was made */
   unsigned moves;                      /* to another connection */
@@ -77,12 +83,24 @@ struct peer {
   uid_t owner, listener;
 };
 
+/* What a server may lack that takes writes. */
+enum {
+  CAN_FLUSH = 1,
+  CAN_FUA = 2,
+  CAN_ZERO = 4,
+  CAN_FAST_ZERO = 8,
+  CAN_TRIM = 16,
+};
+
 /* What a server says of its export. */
 struct export {
   uint64_t size;
   uint32_t minimum, maximum;           /* bytes of a request */
+  uint32_t preferred;                  /* a multiple of minimum */
+  bool read_only;
   bool multi_conn;
   bool allocation;                     /* has base:allocation */
+  unsigned can;                        /* CAN_* */
   char *identity;
 };
 
@@ -98,20 +116,28 @@ struct conn {
                                           queue was last looked at */
   unsigned load;                       /* requests queued and in flight */
   struct list queue;
+  uint64_t written;                    /* number of volatile changes queued */
+  uint64_t covered;                    /* of these, flushed or given up */
+  unsigned writing;                    /* of these, not answered */
 
   pthread_mutex_t lock;
 
   /* Guarded by lock while the connection is open, else the keeper's. */
   bool open;                           /* by lock at all times */
   struct request *receiver;            /* one in flight, or NULL */
+  bool keeper_receives;                /* instead, as all are passive */
   struct nbd_handle *h;
   struct peer peer;                    /* behind a Unix socket */
   struct export export;
   struct list flight, done, lost;
   unsigned n_flight, n_retired;
+  unsigned n_changes;                  /* in flight */
+  unsigned n_written;                  /* volatile changes retired */
   uint64_t progress;                   /* when it was last seen alive */
   uint64_t came;                       /* bytes since then */
-  uint64_t limit;                      /* of a stall, as it is now */
+  uint64_t looked;                     /* progress, when unsent was set */
+  int unsent;                          /* bytes in the kernel's send buffer */
+  uint64_t limit, change_limit;        /* of a stall, as they are now */
   bool asked, useful;                  /* had a request; had an answer */
   bool hung_up;                        /* the server sends nothing more */
   bool ending;                         /* the server says that it ends */
@@ -129,9 +155,14 @@ struct nbd {
   bool encrypted;                      /* nbds */
   char *certificates, *psk, *username; /* for that; NULL: not given */
   uint64_t first_limit, max_limit;     /* of a stall */
+  uint64_t max_change_limit;
   bool absent;                         /* not probed at open */
   unsigned n_conns;                    /* at most */
   struct nc_repeat failures;           /* of reads, as the server says */
+  struct nc_repeat change_failures;
+  uint32_t block, preferred;           /* minimum and preferred block size at
+                                          open, if writable */
+  struct nc_claims *claims;            /* of blocks; NULL: a block is a byte */
 
   pthread_mutex_t lock;
   pthread_cond_t changed;              /* CLOCK_MONOTONIC */
@@ -141,7 +172,20 @@ struct nbd {
   int first;                           /* first attempt: 0, 1 = up, -1 */
   unsigned n_up;
   uint64_t limit;                      /* of a stall, as it is now */
+  uint64_t change_limit;               /* of a stall with changes in flight */
   uint32_t minimum, maximum;           /* strictest seen so far */
+  unsigned can;                        /* CAN_*, of all seen so far */
+  uint64_t epoch;                      /* number of connections lost and of
+                                          flushes failed */
+  uint64_t since;                      /* since this epoch no volatile change
+                                          has been lost */
+  struct {
+    bool running;
+    uint64_t begun, ended, good;       /* the last one that has begun, ended,
+                                          succeeded */
+    int error;                         /* of the last one that failed */
+  } flush;
+  bool reported_no_flush;
   bool outage;                         /* reported, and not yet over */
   uint64_t outage_since;
   bool fruitless;                      /* no answer since the last loss */
@@ -152,7 +196,7 @@ struct nbd {
   struct conn conns[MAX_CONNS];
 };
 
-/* nbd-connect.c.  For who has conn->lock, or the keeper where it is not
+/* connect.c.  For who has conn->lock, or the keeper where it is not
  * open. */
 
 /* Connect, within nbd->first_limit, and learn what the server has.  Returns
@@ -201,7 +245,7 @@ extern void conn_close (struct conn *conn) __attribute__ ((__nonnull__ (1)));
 extern void conn_disconnect (struct conn *conn)
   __attribute__ ((__nonnull__ (1)));
 
-/* nbd-conn.c.  Any thread may call these. */
+/* connection.c.  Any thread may call these. */
 
 /* Start the keeper of CONN.  Returns -1, reported. */
 extern int conn_start (struct conn *conn) __attribute__ ((__nonnull__ (1)));
@@ -214,5 +258,36 @@ extern void conn_kick (struct conn *conn) __attribute__ ((__nonnull__ (1)));
  * one of several has lost its connection, while another one is up. */
 extern void conn_run (struct nbd *nbd, struct request *reqs, unsigned n)
   __attribute__ ((__nonnull__ (1, 2)));
+
+/* Begin a new epoch.  LOST: volatile changes may be lost. */
+extern void nbd_begin_epoch_locked (struct nbd *nbd, bool lost)
+  __attribute__ ((__nonnull__ (1)));
+
+/* Send a flush on each connection with volatile changes, or on any one if there
+ * are none.  Returns 0 or an errno, not reported; an error that the server sent
+ * begins a new epoch.  EAGAIN: after a reconnect the server has no flush. */
+extern int conn_flush (struct nbd *nbd) __attribute__ ((__nonnull__ (1)));
+
+/* write.c */
+
+/* Learn what the export of a connection allows a writer. */
+extern void conn_learn_changes (struct conn *conn, struct export *export)
+  __attribute__ ((__nonnull__ (1, 2)));
+
+/* Functions of a writable device (dev/dev.h). */
+extern int nbd_dev_pwrite (struct nc_dev *dev, const void *buf, size_t count,
+                           uint64_t offset);
+extern int nbd_dev_pwritev (struct nc_dev *dev, struct iovec *iov, int niov,
+                            uint64_t offset);
+extern int nbd_dev_pwrite_durable (struct nc_dev *dev, const void *buf,
+                                   size_t count, uint64_t offset);
+extern int nbd_dev_sync (struct nc_dev *dev);
+extern int nbd_dev_measure (struct nc_dev *dev, uint64_t *size);
+extern int nbd_dev_truncate (struct nc_dev *dev, uint64_t size);
+extern int nbd_dev_zero (struct nc_dev *dev, uint64_t offset, uint64_t count,
+                         unsigned flags);
+extern int nbd_dev_trim (struct nc_dev *dev, uint64_t offset, uint64_t count);
+extern uint64_t nbd_dev_epoch (struct nc_dev *dev);
+extern void nbd_dev_renew (struct nc_dev *dev, uint64_t epoch);
 
 #endif /* NC_DEV_NBD_INTERNAL_H */

@@ -27,6 +27,15 @@ nc_dev_open_nbd (const char *ref, unsigned retry, const struct nc_tls *tls,
 }
 
 struct nc_dev *
+nc_dev_open_nbd_writable (const char *ref, unsigned retry,
+                          const struct nc_tls *tls)
+{
+  const struct nc_remote *remote = nc_remote_load ();
+
+  return remote ? remote->open_nbd_writable (ref, retry, tls) : NULL;
+}
+
+struct nc_dev *
 nc_dev_open_nbd_absent (const char *ref, unsigned retry,
                         const struct nc_tls *tls,
                         struct nc_socket_finder *finder, uint64_t size,

@@ -20,13 +20,15 @@ struct nc_tls;
 struct nc_uri;
 
 /* All that is called in libnbdchain-remote.so.  The contracts are those of
- * nc_dev_open_nbd, nc_dev_open_nbd_absent (dev/dev.h) and nc_uri_parse
- * (uri.h), which call these. */
+ * nc_dev_open_nbd and its siblings (dev/dev.h) and nc_uri_parse (uri.h), which
+ * call these. */
 struct nc_remote {
   const char *version;          /* of nbdchain; the first in every version */
   struct nc_dev *(*open_nbd) (const char *ref, unsigned retry,
                               const struct nc_tls *tls,
                               struct nc_socket_finder *finder);
+  struct nc_dev *(*open_nbd_writable) (const char *ref, unsigned retry,
+                                       const struct nc_tls *tls);
   struct nc_dev *(*open_nbd_absent) (const char *ref, unsigned retry,
                                      const struct nc_tls *tls,
                                      struct nc_socket_finder *finder,
@@ -46,6 +48,10 @@ extern const struct nc_remote nc_remote_table;
 extern struct nc_dev *nc_remote_open_nbd (const char *ref, unsigned retry,
                                           const struct nc_tls *tls,
                                           struct nc_socket_finder *finder)
+  __attribute__ ((__nonnull__ (1)));
+extern struct nc_dev *nc_remote_open_nbd_writable (const char *ref,
+                                                   unsigned retry,
+                                                   const struct nc_tls *tls)
   __attribute__ ((__nonnull__ (1)));
 extern struct nc_dev *nc_remote_open_nbd_absent (const char *ref,
                                                  unsigned retry,

@@ -20,6 +20,14 @@
 static char dir[] = "/tmp/nbdchain-test.XXXXXX";
 static char sock[64], uri[128];
 
+/* Have servers from now on listen on the socket NAME. */
+static inline void
+use_socket (const char *name)
+{
+  snprintf (sock, sizeof sock, "%s/%s", dir, name);
+  snprintf (uri, sizeof uri, "nbd+unix:///?socket=%s", sock);
+}
+
 static inline void
 make_server_dir (void)
 {
@@ -28,8 +36,7 @@ make_server_dir (void)
     perror (dir);
     exit (1);
   }
-  snprintf (sock, sizeof sock, "%s/sock", dir);
-  snprintf (uri, sizeof uri, "nbd+unix:///?socket=%s", sock);
+  use_socket ("sock");
 }
 
 static inline double
@@ -84,8 +91,9 @@ listens (void)
   return found;
 }
 
+/* Start a server; returns when READY says so. */
 static inline pid_t
-spawn (const char *const *argv)
+spawn_until (const char *const *argv, bool (*ready) (void))
 {
   pid_t pid;
 
@@ -102,12 +110,18 @@ spawn (const char *const *argv)
     perror (argv[0]);
     _exit (127);
   }
-  if (!EVENTUALLY (listens ())) {
+  if (!EVENTUALLY (ready ())) {
     fprintf (stderr, "%s did not start\n", argv[0]);
     kill (pid, SIGKILL);
     exit (1);
   }
   return pid;
+}
+
+static inline pid_t
+spawn (const char *const *argv)
+{
+  return spawn_until (argv, listens);
 }
 
 #define NBDKIT(...)                                                     \
